@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint data bench clean
+
+demo: $(READY)
+	$(BIN)/python -m tools.demo
+
+test: lint data
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Real photographs: installed with the environment, never committed (CC BY-NC-SA 4.0).
+data: $(READY)
+	$(BIN)/python -m tools.prepare_elpv --output build/elpv
+
+# Reinstalled whenever what it was made from changes.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,98 @@
+"""Files that are whole or absent: atomic writes, hashes, readable failures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from slimdeploy.errors import InputError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that replaces it if the body succeeds.
+
+    The body writes the yielded path; it is flushed to disk and renamed over `target`. If the body
+    raises, or the process dies, `target` is as it was and no half-written file bears its name.
+
+    Raises:
+        InputError: if the folder does not exist and cannot be made, or cannot be written.
+    """
+    temporary = _temporary_beside(target)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _temporary_beside(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise InputError(f"{target}: is a folder; name a file with --output")
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another --output") from error
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private; an artifact is an ordinary file
+    return Path(name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(target: Path) -> None:
+    """Fail now, not after an hour of work, if `target` could not be written.
+
+    Raises:
+        InputError: as `atomic_path`.
+    """
+    _temporary_beside(target).unlink()
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write `data` to `target` atomically."""
+    with atomic_path(target) as path:
+        path.write_bytes(data)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` to `target` atomically, as UTF-8."""
+    write_bytes(target, text.encode())
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's contents.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
