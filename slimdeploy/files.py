@@ -39,9 +39,13 @@ def _temporary_beside(target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             raise InputError(f"{target}: is a folder; name a file with --output")
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent
+        )
     except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror}); choose another --output") from error
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror}); choose another --output"
+        ) from error
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private; an artifact is an ordinary file
     return Path(name)

@@ -1,0 +1,126 @@
+"""Photographs as in-memory tensors, and augmentations as batched tensor operations.
+
+The whole data set is small (2,624 grey photographs), so everything is decoded and resized once;
+no data-loader workers are needed.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from timm.data import create_transform
+from torchvision.datasets import ImageFolder
+
+MEAN = STD = (0.5, 0.5, 0.5)
+CROP_PCT = 1.0  # cracks often touch the cell border, so nothing is cropped away
+INTERPOLATION = "bicubic"
+VIEWS = 8  # the symmetries of a square: 4 rotations, each with or without a mirror
+
+
+class Split(NamedTuple):
+    """One split: grey images as uint8 `[n, size, size]`, class indices and soft labels `[n, 2]`."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    soft_labels: torch.Tensor
+
+
+def load_split(data_dir: Path, name: str, size: int) -> Split:
+    """Load one split, resized exactly as timm's evaluation transform resizes it."""
+    transform = create_transform(
+        (3, size, size),
+        is_training=False,
+        interpolation=INTERPOLATION,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        crop_pct=CROP_PCT,
+        crop_mode="center",
+    )
+    folder = ImageFolder(str(data_dir / name))
+    if folder.classes != ["defective", "functional"]:
+        raise ValueError(f"{data_dir / name} must hold the folders defective/ and functional/")
+    images = torch.empty(len(folder), size, size, dtype=torch.uint8)
+    for index in track(range(len(folder)), description=f"Loading {name} at {size} px"):
+        # The photographs are grey: the three channels are equal, so one is kept.
+        images[index] = (transform(folder[index][0])[0] * 255).round().to(torch.uint8)
+    defect = _defect_probabilities(data_dir)
+    probabilities = torch.tensor([defect[Path(path).name] for path, _ in folder.samples])
+    soft_labels = torch.stack([probabilities, 1 - probabilities], dim=1)
+    return Split(images, torch.tensor(folder.targets), soft_labels)
+
+
+def _defect_probabilities(data_dir: Path) -> dict[str, float]:
+    """Read the annotators' defect probabilities from `labels.csv`."""
+    with (data_dir / "labels.csv").open(encoding="utf-8", newline="") as handle:
+        return {row["file"]: float(row["probability"]) for row in csv.DictReader(handle)}
+
+
+def dihedral(images: torch.Tensor, view: int) -> torch.Tensor:
+    """Apply symmetry `view` (0 is the identity) to the last two axes."""
+    # Views 0-3 are flips only: cells are photographed upright, so these are the likeliest ones.
+    if view & 1:
+        images = images.flip(-1)
+    if view & 2:
+        images = images.flip(-2)
+    if view & 4:
+        images = images.transpose(-1, -2)
+    return images
+
+
+def dihedral_batch(images: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    """Apply a symmetry of its own to each image of a batch."""
+    return torch.stack(
+        [dihedral(image, int(view)) for image, view in zip(images, views, strict=True)]
+    )
+
+
+def to_input(images: torch.Tensor, mean: float = MEAN[0], std: float = STD[0]) -> torch.Tensor:
+    """Turn grey images in [0, 1] (or uint8) into a normalised three-channel batch."""
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    return ((images - mean) / std).unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(count, generator=generator).mul_(high - low).add_(low)
+
+
+def photometric(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Vary gamma, contrast and brightness, and add noise or blur; images are in [0, 1]."""
+    count = len(images)
+    gamma = torch.exp(_uniform(count, -0.3, 0.3, generator)).view(-1, 1, 1)
+    contrast = _uniform(count, 0.75, 1.25, generator).view(-1, 1, 1)
+    brightness = _uniform(count, -0.1, 0.1, generator).view(-1, 1, 1)
+    images = images.clamp_min(1e-4).pow(gamma)
+    centre = images.mean(dim=(1, 2), keepdim=True)
+    images = (images - centre) * contrast + centre + brightness
+    # A third of the batch is blurred, another third is noisy.
+    third = count // 3
+    blurred = F.avg_pool2d(F.pad(images[:third, None], (1, 1, 1, 1), mode="replicate"), 3, 1)
+    strength = _uniform(third, 0.0, 0.8, generator).view(-1, 1, 1)
+    images[:third] = torch.lerp(images[:third], blurred[:, 0], strength)
+    noise = torch.randn(images[third : 2 * third].shape, generator=generator)
+    images[third : 2 * third] += 0.03 * noise
+    return images.clamp_(0, 1)
+
+
+def jitter_geometry(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Crop, shift and rotate slightly while resizing square images to `size` pixels."""
+    count = len(images)
+    angle = _uniform(count, -0.05, 0.05, generator)
+    scale = _uniform(count, 0.86, 1.02, generator)
+    room = (1 - scale).clamp_min(0)
+    shift_x = room * _uniform(count, -1, 1, generator)
+    shift_y = room * _uniform(count, -1, 1, generator)
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    rows = [torch.stack([cosine, -sine, shift_x], 1), torch.stack([sine, cosine, shift_y], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), [count, 1, size, size], align_corners=False)
+    sampled = F.grid_sample(
+        images.unsqueeze(1), grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+    return sampled[:, 0].clamp_(0, 1)

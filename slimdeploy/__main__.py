@@ -1,0 +1,5 @@
+"""`python -m slimdeploy`."""
+
+from slimdeploy.cli import main
+
+main()

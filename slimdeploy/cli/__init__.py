@@ -1,0 +1,64 @@
+"""The command line: one verb a file, each imported only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from slimdeploy import __version__
+from slimdeploy.console import note
+from slimdeploy.errors import SlimdeployError, one_line
+
+_HELP = """Slim vision transformers for deployment: find the patches that the result does not need,
+drop them layer by layer, prove that the rewritten graph is the model it claims to be.
+
+Results go to stdout (--json for programs), progress and logs to stderr.
+Exit codes: 0 success, 1 a check failed, 2 usage or bad input, 3 this machine lacks something.
+"""
+
+# The summary stands here so that `--help` imports no verb, and so neither torch nor a runtime.
+_VERBS = {
+    "plan": "A data-free keep schedule: what slimming would gain.",
+    "slim": "Search which patches each layer needs, on unlabelled images, and refit the rest.",
+    "finetune": "Train the slim model end to end, distilling from the dense one.",
+    "export": "Write the slim model (or the dense one) as ONNX, proven against torch.",
+    "verify": "Prove that a slim ONNX file computes what its schedule says, on real images.",
+    "evaluate": "Top-1 accuracy on an image folder, through the recorded preprocessing.",
+    "profile": "Latency of dense and slim, interleaved, with an interval on the ratio.",
+    "inspect": "What is this file? A schedule, an ONNX graph or a manifest, in words.",
+}
+
+
+def make_app() -> App:
+    """The command line application."""
+    app = App(
+        name="slimdeploy",
+        help=_HELP,
+        version=__version__,
+        help_format="plaintext",
+        result_action="return_none",
+    )
+    for verb, summary in _VERBS.items():
+        app.command(f"slimdeploy.cli.{verb}:{verb}", name=verb, help=summary)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; never returns without an exit code for the shell."""
+    try:
+        make_app()(
+            list(sys.argv[1:] if arguments is None else arguments),
+            exit_on_error=False,
+            print_error=False,
+        )
+    except SlimdeployError as error:
+        note(f"slimdeploy: error: {error}")
+        sys.exit(error.exit_code)
+    except CycloptsError as error:
+        note(f"slimdeploy: error: {one_line(error)} See `slimdeploy --help`.")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        note("slimdeploy: interrupted")
+        sys.exit(130)

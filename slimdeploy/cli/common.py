@@ -1,0 +1,131 @@
+"""What several verbs share: finding weights and images, and giving results."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from rich.console import Console, RenderableType
+
+from slimdeploy.errors import InputError
+from slimdeploy.files import read_bytes, sha256_file
+from slimdeploy.images import SPLITS, ImageFolder
+from slimdeploy.macs import dense_macs, mac_reduction, schedule_macs
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.report.tables import schedule_table
+from slimdeploy.schedule import KeepSchedule, WeightsFile
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def open_images(data_dir: Path, split: str | None, default: str) -> ImageFolder:
+    """The image folder at `data_dir`, or at one of its splits: the asked one, else the default."""
+    if split is None and (data_dir / default).is_dir() and default in SPLITS:
+        split = default
+    return ImageFolder.open(data_dir, split)
+
+
+def load_arrays(
+    folder: ImageFolder, count: int, seed: int, preprocessing: Preprocessing
+) -> NDArray[np.float32]:
+    """A seeded, stratified sample of preprocessed images, [n, 3, H, W]."""
+    import numpy as np
+
+    sample = folder.sample(min(count, len(folder)), seed)
+    return np.concatenate([batch.images for batch in sample.batches(preprocessing, 32)])
+
+
+def weights_file(path: Path, schedule_path: Path) -> WeightsFile:
+    """A reference to a weights file, relative to the schedule that will hold it."""
+    relative = os.path.relpath(path.resolve(), schedule_path.resolve().parent)
+    return WeightsFile(path=Path(relative).as_posix(), sha256=sha256_file(path))
+
+
+def find_weights(reference: WeightsFile | None, schedule_path: Path) -> Path | None:
+    """The file a schedule names, checked to be the one it was made with; None if it names none.
+
+    Raises:
+        InputError: if the file is gone or another one.
+    """
+    if reference is None:
+        return None
+    path = schedule_path.parent / reference.path
+    if not path.is_file():
+        raise InputError(
+            f"{schedule_path}: names the weights {reference.path}, which are not there; "
+            "give them with --checkpoint"
+        )
+    if sha256_file(path) != reference.sha256:
+        raise InputError(
+            f"{path}: is not the file that {schedule_path} was made with (SHA-256 differs); "
+            "give the weights to use with --checkpoint"
+        )
+    return path
+
+
+def dense_weights(schedule: KeepSchedule, path: Path, checkpoint: Path | None) -> Path | None:
+    """Weights of the dense model: the given ones, else those the schedule names."""
+    return checkpoint or find_weights(schedule.checkpoint, path)
+
+
+def slim_weights(schedule: KeepSchedule, path: Path, checkpoint: Path | None) -> Path | None:
+    """Weights for the slim model: the given ones, else refitted ones, else the dense model's."""
+    return (
+        checkpoint
+        or find_weights(schedule.slim_checkpoint, path)
+        or find_weights(schedule.checkpoint, path)
+    )
+
+
+def command_line() -> tuple[str, ...]:
+    """The command as typed, with the program's bare name: for provenance."""
+    return ("slimdeploy", *sys.argv[1:])
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """An ONNX file's model.
+
+    Raises:
+        InputError: if it is missing, truncated or no ONNX file.
+    """
+    try:
+        return onnx.load_from_string(read_bytes(path))
+    except DecodeError as error:
+        raise InputError(f"{path}: not an ONNX file, or a truncated one") from error
+
+
+def summary(schedule: KeepSchedule) -> dict[str, Any]:
+    """What a program wants to know of a schedule."""
+    return {
+        "model": schedule.model.name,
+        "counts": schedule.counts,
+        "dense_macs": dense_macs(schedule.model).total,
+        "slim_macs": schedule_macs(schedule).total,
+        "mac_reduction": mac_reduction(schedule.model, schedule.counts),
+    }
+
+
+def summary_table(schedule: KeepSchedule) -> RenderableType:
+    """Tokens and MACs per layer, for a person."""
+    slim, dense = schedule_macs(schedule), dense_macs(schedule.model)
+    return schedule_table(
+        schedule.counts,
+        [layer.total for layer in slim.layers],
+        schedule.model.tokens,
+        [layer.total for layer in dense.layers],
+    )
+
+
+def show(result: dict[str, Any], table: RenderableType, as_json: bool) -> None:
+    """Give a result on stdout: JSON for programs, a table for people."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        Console().print(table)

@@ -1,0 +1,78 @@
+"""`slimdeploy evaluate`: accuracy of artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slimdeploy.cli.common import open_images, show
+from slimdeploy.console import progress_bar
+from slimdeploy.errors import GateError
+from slimdeploy.manifest import verify_manifest
+from slimdeploy.report.tables import accuracy_table
+
+if TYPE_CHECKING:
+    from slimdeploy.images import ImageFolder
+    from slimdeploy.measure.accuracy import Accuracy
+
+
+def evaluate(
+    artifact: Path,
+    *,
+    data_dir: Path,
+    split: str | None = None,
+    dense: Path | None = None,
+    batch_size: int = 32,
+    max_top1_drop: float | None = None,
+    threads: int | None = None,
+    json: bool = False,
+) -> None:
+    """Top-1 accuracy on an image folder, through the preprocessing the artifact was made with.
+
+    Args:
+        artifact: an ONNX file with its manifest beside it.
+        data_dir: labelled images: an image folder, or one with train/val/test inside.
+        split: split of the data (test if there is one).
+        dense: the dense model's file, to compare with image by image.
+        batch_size: images a call.
+        max_top1_drop: fail (exit 1) if top-1 is more points below the dense model's, as 0.5.
+        threads: of the runtime (default: its own choice).
+        json: print the result as JSON.
+    """
+    from slimdeploy.measure.accuracy import compare_accuracy
+
+    folder = open_images(data_dir, split, "test")
+    found = measure(artifact, folder, batch_size, threads)
+    if dense is None:
+        show(found.to_json(), accuracy_table(found), json)
+        return
+    reference = measure(dense, folder, batch_size, threads)
+    compared = compare_accuracy(reference, found)
+    sides = {"dense": reference.to_json(), "slim": found.to_json()}
+    table = accuracy_table(reference, found, compared)
+    show({**sides, "comparison": compared.to_json()}, table, json)
+    drop = -100 * compared.difference
+    if max_top1_drop is not None and drop > max_top1_drop:
+        raise GateError(
+            f"{artifact}: top-1 is {drop:.2f} points below {dense}, allowed {max_top1_drop}"
+        )
+
+
+def measure(artifact: Path, folder: ImageFolder, batch_size: int, threads: int | None) -> Accuracy:
+    """Accuracy of one artifact through its recorded preprocessing, with a progress bar."""
+    from slimdeploy.engine import open_engine
+    from slimdeploy.errors import InputError
+    from slimdeploy.measure import accuracy
+
+    preprocessing = verify_manifest(artifact).preprocessing
+    if preprocessing is None:
+        raise InputError(f"{artifact}: its manifest records no preprocessing; export it again")
+    with open_engine(artifact, threads=threads) as engine, progress_bar() as progress:
+        bar = progress.add_task(f"evaluating {artifact.name}", total=len(folder))
+        return accuracy.evaluate(
+            engine,
+            folder,
+            preprocessing,
+            batch_size,
+            lambda done, total: progress.update(bar, completed=done),
+        )

@@ -1,0 +1,150 @@
+"""`slimdeploy finetune`: end-to-end recovery with distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from slimdeploy.cli.common import dense_weights, open_images, show, slim_weights
+from slimdeploy.console import note
+from slimdeploy.errors import requires
+from slimdeploy.files import check_writable
+from slimdeploy.images import ImageFolder
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.schedule import KeepSchedule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def finetune(
+    *,
+    keep_schedule: Path,
+    data_dir: Path,
+    checkpoint: Path | None = None,
+    initial_checkpoint: Path | None = None,
+    split: str | None = None,
+    val_split: str | None = None,
+    epochs: int = 5,
+    batch_size: int = 32,
+    lr: float = 2e-4,
+    weight_decay: float = 0.05,
+    layer_decay: float = 0.8,
+    warmup_epochs: int = 0,
+    smoothing: float = 0.1,
+    distill_loss_weight: float = 1.0,
+    kd_temperature: float = 2.0,
+    feature_weight: float = 2.0,
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float = 0.2,
+    workers: int = 2,
+    seed: int = 0,
+    device: str = "cpu",
+    save_dtype: Literal["float32", "float16"] = "float32",
+    output: Path = Path("slim.safetensors"),
+    json: bool = False,
+) -> None:
+    """Train the slim model end to end, distilling from the dense one. Resumes after a kill.
+
+    Args:
+        keep_schedule: the schedule that `slim` or `plan` wrote.
+        data_dir: labelled images: an image folder, or one with train/val/test inside.
+        checkpoint: the dense model's weights, the teacher (default: those the schedule names).
+        initial_checkpoint: weights to start from (default: the schedule's refitted ones, else the
+            dense model's).
+        split: split to train on (train if there is one).
+        val_split: split to report accuracy on after each epoch (none by default).
+        epochs: passes over the data.
+        batch_size: images a step.
+        lr: peak learning rate of AdamW; falls along a cosine.
+        weight_decay: of AdamW.
+        layer_decay: learning rate's factor per block from the head down.
+        warmup_epochs: epochs over which the learning rate rises.
+        smoothing: of the labels.
+        distill_loss_weight: weight of the dense model's logits as a target.
+        kd_temperature: softmax temperature of those logits.
+        feature_weight: weight of the tokens that the dense model's head reads as a target.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        color_jitter: strength of brightness, contrast and saturation changes.
+        workers: processes that load images.
+        seed: of every random choice.
+        device: torch device, as cpu or cuda.
+        save_dtype: how the weights are stored.
+        output: the weights to write, safetensors.
+        json: print the result as JSON.
+    """
+    with requires("train"):
+        from slimdeploy.slim.checkpoint import save_weights
+        from slimdeploy.slim.finetune import FinetuneOptions, Finetuner
+        from slimdeploy.slim.timm_models import load_scheduled
+    schedule = KeepSchedule.read(keep_schedule)
+    check_writable(output)
+    teacher, preprocessing = load_scheduled(
+        schedule, dense_weights(schedule, keep_schedule, checkpoint)
+    )
+    initial = initial_checkpoint or slim_weights(schedule, keep_schedule, None) or checkpoint
+    start, _ = load_scheduled(schedule, initial)
+    folder = open_images(data_dir, split, "train")
+    folder.check_classes(schedule.model.num_classes, schedule.model.name)
+    options = FinetuneOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        layer_decay=layer_decay,
+        warmup_epochs=warmup_epochs,
+        smoothing=smoothing,
+        distill_loss_weight=distill_loss_weight,
+        kd_temperature=kd_temperature,
+        feature_weight=feature_weight,
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=color_jitter,
+        workers=workers,
+        seed=seed,
+        device=device,
+    )
+    validation = ImageFolder.open(data_dir, val_split) if val_split else None
+    state = output.with_name(f".{output.name}.state")
+    runner = Finetuner(
+        teacher,
+        start,
+        schedule,
+        folder,
+        preprocessing,
+        options,
+        state,
+        _validator(validation, preprocessing, device),
+    )
+    trained = runner.run()
+    extra = {"keep_schedule": schedule.digest}
+    save_weights(
+        trained,
+        output,
+        name=schedule.model.name,
+        preprocessing=preprocessing,
+        extra=extra,
+        dtype=save_dtype,
+    )
+    runner.finished()
+    result = {"checkpoint": str(output), "images": len(folder), **asdict(options)}
+    show(result, f"wrote {output}", json)
+
+
+def _validator(
+    folder: ImageFolder | None, preprocessing: Preprocessing, device: str
+) -> Callable[[nn.Module], str] | None:
+    if folder is None:
+        return None
+
+    def validate(model: Any) -> str:
+        from slimdeploy.slim.accuracy import torch_top1
+
+        return f"{folder.root.name} top-1 {torch_top1(model, folder, preprocessing, device):.2%}"
+
+    note(f"validating on {len(folder)} images after each epoch")
+    return validate

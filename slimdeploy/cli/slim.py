@@ -1,0 +1,160 @@
+"""`slimdeploy slim`: the top-down search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slimdeploy import __version__
+from slimdeploy.cli.common import (
+    command_line,
+    load_arrays,
+    open_images,
+    show,
+    summary,
+    summary_table,
+    weights_file,
+)
+from slimdeploy.console import note
+from slimdeploy.counts import Shape
+from slimdeploy.errors import requires
+from slimdeploy.files import check_writable
+from slimdeploy.schedule import KeepSchedule, Provenance
+from slimdeploy.slim.choices import ImpactName, Reconstruct
+
+if TYPE_CHECKING:
+    from slimdeploy.images import ImageFolder
+    from slimdeploy.slim.pipeline import SlimRequest
+
+
+def slim(
+    *,
+    model: str,
+    data_dir: Path,
+    checkpoint: Path | None = None,
+    split: str | None = None,
+    mac_reduction: float | None = None,
+    tolerance: float | None = None,
+    shape: Shape = "geometric",
+    multiple_of: int = 1,
+    impact: ImpactName = "joint",
+    reconstruct: Reconstruct = "refit",
+    images: int = 192,
+    step: int = 10,
+    ridge: float = 1.0,
+    seed: int = 0,
+    img_size: int | None = None,
+    output: Path = Path("sched.json"),
+    output_checkpoint: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Search which patches each layer needs, last layer first, on unlabelled images.
+
+    A run that was killed goes on where it stopped when the same command is given again.
+
+    Args:
+        model: timm model name, as deit_tiny_patch16_224.
+        data_dir: calibration images: an image folder, or one with train/val/test inside.
+        checkpoint: the dense model's weights; without them, timm's pretrained ones.
+        split: split of the data to calibrate on (train if there is one).
+        mac_reduction: budget: the share of MACs to save, as 0.46.
+        tolerance: in place of a budget, the paper's epsilon: relative error allowed per layer.
+        shape: how a budget's token counts fall over the layers.
+        multiple_of: round token counts to a multiple, as 8 or 16.
+        impact: what ranks the tokens; path is the paper's score, grid, centre and random look at
+            no image.
+        reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
+        images: calibration images to draw.
+        step: with a tolerance, tokens added per candidate (the paper's r').
+        ridge: strength of the refit's ridge, in mean diagonals of its normal matrix.
+        seed: of every random choice.
+        img_size: the model's input size in pixels, if not its own.
+        output: the keep schedule to write.
+        output_checkpoint: the recovered weights to write (default: beside the schedule).
+        json: print the result as JSON.
+    """
+    with requires("train"):
+        from slimdeploy.slim.pipeline import SlimRequest
+        from slimdeploy.slim.refit import RefitOptions
+
+    request = SlimRequest(
+        mac_reduction=mac_reduction,
+        tolerance=tolerance,
+        shape=shape,
+        multiple_of=multiple_of,
+        impact=impact,
+        reconstruct=reconstruct,
+        step=step,
+        seed=seed,
+        refit=RefitOptions(strength=ridge),
+    )
+    check_writable(output)
+    kwargs = {} if img_size is None else {"img_size": img_size}
+    weights = output_checkpoint or output.with_suffix(".safetensors")
+    folder = open_images(data_dir, split, "train")
+    schedule = _run(request, model, checkpoint, kwargs, folder, images, output, weights)
+    show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
+
+
+def _run(
+    request: SlimRequest,
+    model_name: str,
+    checkpoint: Path | None,
+    kwargs: dict[str, int],
+    folder: ImageFolder,
+    count: int,
+    output: Path,
+    weights: Path,
+) -> KeepSchedule:
+    import torch
+
+    from slimdeploy.slim.checkpoint import save_weights
+    from slimdeploy.slim.pipeline import slim_model
+    from slimdeploy.slim.search import SearchState, settings_of
+    from slimdeploy.slim.timm_models import describe, load_model
+
+    model, preprocessing = load_model(model_name, checkpoint, kwargs)
+    geometry = describe(model, model_name, kwargs)
+    options = request.search_options(geometry)
+    sample = folder.sample(min(count, len(folder)), request.seed)
+    arrays = load_arrays(folder, count, request.seed, preprocessing)
+    data = sample.digest()
+    dense = weights_file(checkpoint, output) if checkpoint else None
+    identity = {
+        "model": geometry.model_dump(mode="json"),
+        "data": data,
+        "impact": request.impact,
+        "weights": dense.sha256 if dense else None,
+    }
+    saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(options, **identity))
+    result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, note)
+    slim_file = None
+    if result.model is not None:
+        save_weights(result.model, weights, name=model_name, preprocessing=preprocessing)
+        slim_file = weights_file(weights, output)
+    schedule = KeepSchedule(
+        model=geometry,
+        preprocessing=preprocessing,
+        layers=tuple(result.layers),
+        checkpoint=dense,
+        slim_checkpoint=slim_file,
+        provenance=_provenance(request, len(sample), data),
+    )
+    schedule.write(output)
+    saved.clear()
+    return schedule
+
+
+def _provenance(request: SlimRequest, images: int, data: str) -> Provenance:
+    return Provenance(
+        slimdeploy=__version__,
+        command=command_line(),
+        seed=request.seed,
+        impact=request.impact,
+        shape=request.shape if request.mac_reduction is not None else None,
+        mac_reduction=request.mac_reduction,
+        tolerance=request.tolerance,
+        reconstruct=request.reconstruct,
+        images=images,
+        data=data,
+    )

@@ -1,0 +1,85 @@
+"""How many tokens each layer keeps, for a budget of MACs: a shape with one free parameter.
+
+`geometric`  n_l = N·r^l              falls fastest where tokens are most redundant
+`linear`     n_l = N·(1 - (1-r)·(l-1)/(L-1))  the pyramid of most papers
+`step`       four levels: all tokens, then r of the last level from L/4, L/2 and 3L/4 on
+`even`       n_l = r·N                the paper's Table 3 control
+
+The last layer always keeps exactly what the head reads. Counts include prefix tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from slimdeploy.errors import InputError
+from slimdeploy.macs import mac_reduction
+from slimdeploy.schedule import ModelGeometry
+
+Shape = Literal["geometric", "linear", "step", "even"]
+
+# Fraction of the patches that layer l of L keeps (l from 1) for a parameter r from 0 to 1.
+_SHAPES: dict[Shape, Callable[[int, int, float], float]] = {
+    "geometric": lambda layer, depth, r: r**layer,
+    "linear": lambda layer, depth, r: 1 - (1 - r) * (layer - 1) / max(depth - 1, 1),
+    "step": lambda layer, depth, r: r ** ((layer - 1) * 4 // depth),
+    "even": lambda layer, depth, r: r,
+}
+
+
+def counts_of_shape(
+    model: ModelGeometry, shape: Shape, r: float, multiple_of: int = 1
+) -> list[int]:
+    """Tokens kept per layer (prefix included) for a shape with parameter r.
+
+    Counts never rise, and `multiple_of` rounds all but the last layer's to the nearest multiple,
+    which kernels that work on tiles reward.
+    """
+    prefix, fractions = len(model.prefix), _SHAPES[shape]
+    counts: list[int] = []
+    for layer in range(1, model.depth):
+        wanted = prefix + model.patches * fractions(layer, model.depth, r)
+        rounded = multiple_of * max(1, round(wanted / multiple_of))
+        counts.append(min(max(rounded, _least(model)), counts[-1] if counts else model.tokens))
+    return [*counts, len(model.head_reads)]
+
+
+def _least(model: ModelGeometry) -> int:
+    return max(len(model.prefix), len(model.head_reads), 1)
+
+
+def counts_for_budget(
+    model: ModelGeometry,
+    mac_reduction_wanted: float,
+    shape: Shape = "geometric",
+    multiple_of: int = 1,
+) -> list[int]:
+    """The mildest counts of a shape that save at least the wanted share of MACs.
+
+    Raises:
+        InputError: if the share is not between 0 and 1, or the shape cannot reach it.
+    """
+    if not 0 <= mac_reduction_wanted < 1:
+        raise InputError(
+            f"--mac-reduction {mac_reduction_wanted}: must be at least 0 and below 1, as 0.46"
+        )
+    if shape not in get_args(Shape):
+        raise InputError(f"--shape {shape}: not one of {', '.join(get_args(Shape))}")
+
+    def saved(r: float) -> float:
+        return mac_reduction(model, counts_of_shape(model, shape, r, multiple_of))
+
+    if saved(0.0) < mac_reduction_wanted:
+        raise InputError(
+            f"--mac-reduction {mac_reduction_wanted}: {shape} counts reach at most "
+            f"{math.floor(saved(0.0) * 1000) / 1000} on {model.name}"
+        )
+    low, high = 0.0, 1.0
+    if saved(high) >= mac_reduction_wanted:
+        return counts_of_shape(model, shape, high, multiple_of)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if saved(middle) >= mac_reduction_wanted else (low, middle)
+    return counts_of_shape(model, shape, low, multiple_of)

@@ -1,0 +1,20 @@
+"""The graph stage: drop tokens from a dense ONNX vision transformer, by data flow alone.
+
+Code map:
+    slimming        the stage as two functions
+    shapes          concrete shapes and constant values of all tensors; evaluate runs one node
+    axes/           what each operator does to an axis: one table
+    work            the graph under work; keep checks the schedule given
+    blocks          transformer blocks and token axes, by structure
+    flow            which tokens each tensor holds and is asked for
+    rewrite, emit   single nodes on fewer tokens; how a selection is written
+    passes/         the rewrites in order, and their runner
+    postconditions  what must hold of the result
+"""
+
+from __future__ import annotations
+
+from slimdeploy.graph.postconditions import BlockCount, check_graph
+from slimdeploy.graph.slimming import SlimGraph, lossless_graph, slim_graph
+
+__all__ = ["BlockCount", "SlimGraph", "check_graph", "lossless_graph", "slim_graph"]

@@ -1,0 +1,44 @@
+"""Apply a flow of tokens: every tensor is computed for the tokens that someone asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slimdeploy.errors import GraphError
+from slimdeploy.graph.axes import Ids, Shape
+from slimdeploy.graph.blocks import find_blocks
+from slimdeploy.graph.flow import trace
+from slimdeploy.graph.passes.base import Pass
+from slimdeploy.graph.rewrite import Rewriter
+from slimdeploy.graph.work import Work, drop_identities
+
+
+class SelectTokens(Pass):
+    """Compute in each block only what the schedule keeps and what later nodes read of it.
+
+    With a schedule, the residual stream after the attention of block l+1 holds `keep[l]`. With
+    None nothing is dropped, but what the head does not read is not computed either.
+
+    Example (the head reads token 0 of 5):
+        before: h = LayerNormalization(x); y = Gather<axis=1>(h, 0)
+        after:  s = Gather<axis=1>(x, [0]); h = LayerNormalization(s); y = Gather<axis=1>(h, 0)
+    """
+
+    def __init__(self, keep: Sequence[Ids] | None) -> None:
+        self.keep = keep
+        self.planned: dict[str, Shape] = {}
+
+    def call(self, work: Work) -> None:
+        blocks, _ = find_blocks(work)
+        rewriter = Rewriter(work, trace(work, blocks, self.keep))
+        self.planned = {name: rewriter.shape(name) for name, _ in rewriter.flow.computed}
+        for node in list(work.graph.nodes):
+            rewriter.rewrite(node)
+        drop_identities(work)
+
+    def ensures(self, work: Work) -> None:
+        """Every tensor that is left has the shape that was planned for it."""
+        for name, planned in self.planned.items():
+            shape = work.facts.shapes.get(name, planned)
+            if shape != planned:
+                raise GraphError(f"tensor '{name}' has shape {shape}, planned was {planned}")

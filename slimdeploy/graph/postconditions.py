@@ -1,0 +1,82 @@
+"""What must hold of a slimmed graph, checked on the finished model alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from slimdeploy.errors import GraphError, one_line
+from slimdeploy.graph.blocks import find_blocks
+from slimdeploy.graph.work import Work, is_constant, node_error
+
+_NAMES = (
+    "TopK Scatter ScatterElements ScatterND GatherElements GatherND If Loop NonZero Compress "
+    "Unique NonMaxSuppression"
+)
+DYNAMIC_OPS = frozenset(_NAMES.split())
+"""Operators that choose at run time; a static schedule adds none of them."""
+
+
+class BlockCount(NamedTuple):
+    """How many tokens one block computes queries for, and how many keys they meet."""
+
+    queries: int
+    keys: int
+
+
+def check_graph(
+    model: onnx.ModelProto,
+    counts: Sequence[tuple[int, int]] | None = None,
+    dense: onnx.ModelProto | None = None,
+) -> list[BlockCount]:
+    """Check a slimmed `model` and return the token counts of its blocks.
+
+    Args:
+        counts: (queries, keys) that each block must have; None accepts any.
+        dense: the model it was made from; operators that choose at run time must not have become
+            more. Without it there must be none.
+
+    Raises:
+        GraphError: if onnx finds the model invalid, a count differs, an operator that chooses at
+            run time was added, or a selection selects everything.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(f"onnx refuses the graph: {one_line(error)}") from error
+    _check_operators(model, dense)
+    work = Work.of(model)
+    _check_selections(work)
+    found = [BlockCount(block.queries, block.keys) for block in find_blocks(work)[0]]
+    for number, (have, want) in enumerate(zip(found, counts or found, strict=False), 1):
+        if have != tuple(want):
+            raise GraphError(
+                f"block {number} computes {have.queries} queries for {have.keys} keys, "
+                f"the schedule says {want[0]} for {want[1]}"
+            )
+    if counts is not None and len(found) != len(counts):
+        raise GraphError(f"the graph has {len(found)} blocks, the schedule {len(counts)}")
+    return found
+
+
+def _check_operators(model: onnx.ModelProto, dense: onnx.ModelProto | None) -> None:
+    have = Counter(node.op_type for node in model.graph.node)
+    allowed = Counter(node.op_type for node in dense.graph.node) if dense else Counter[str]()
+    for op in DYNAMIC_OPS:
+        if have[op] > allowed[op]:
+            raise GraphError(f"{have[op] - allowed[op]} {op} nodes were added")
+
+
+def _check_selections(work: Work) -> None:
+    for node in work.graph.nodes:
+        if node.op != "Gather" or not is_constant(node.inputs[1]):
+            continue
+        indices = node.inputs[1].values
+        shape = work.facts.shape(node.inputs[0].name)
+        count = shape[int(node.attrs.get("axis", 0)) % len(shape)]
+        if indices.ndim == 1 and np.array_equal(indices, np.arange(max(count, 0))):
+            raise node_error(node, f"selects all of the {count} positions")

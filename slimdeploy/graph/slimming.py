@@ -1,0 +1,130 @@
+"""From a dense graph and a schedule to a slim graph that has been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import onnx
+import onnx.inliner
+
+from slimdeploy.errors import GraphError, InputError
+from slimdeploy.graph.blocks import Block, find_blocks
+from slimdeploy.graph.flow import trace
+from slimdeploy.graph.keep import checked_keep
+from slimdeploy.graph.passes import (
+    CanonicalReshape,
+    FoldConstants,
+    SelectTokens,
+    SplitProjections,
+    Tidy,
+    run,
+)
+from slimdeploy.graph.postconditions import BlockCount, check_graph
+from slimdeploy.graph.work import Work
+
+_OLDEST_OPSET = 13
+
+
+@dataclass(frozen=True)
+class SlimGraph:
+    """A slimmed model, the token counts of its blocks as read back from it, and remarks."""
+
+    model: onnx.ModelProto
+    blocks: list[BlockCount]
+    notes: list[str] = field(default_factory=list)
+
+
+def slim_graph(
+    model: onnx.ModelProto, keep: Sequence[Sequence[int]], *, source: str = "model"
+) -> SlimGraph:
+    """Drop tokens from a dense vision transformer as a schedule says.
+
+    In block l+1 queries, attention output, projection, residual and MLP are computed for the
+    tokens `keep[l]`; keys and values come from `keep[l-1]`, for the first block from all tokens.
+
+    Args:
+        model: a dense graph whose only dynamic axis is the batch; it is left as it is.
+        keep: for each block the global ids of the tokens that it keeps. Ids count from 0, prefix
+            tokens (class, distillation, registers) first. Each list is a subset of the one before.
+        source: what messages call the model, usually its file name.
+
+    Raises:
+        InputError: if `keep` does not fit the model, or the model's image size is dynamic.
+        GraphError: if no blocks are found, a node cannot do with fewer tokens, or the result
+            fails a check; the message names the node and the reason.
+    """
+    with _named(source):
+        work = _prepared(model)
+        blocks, misses = find_blocks(work)
+        tokens = _token_count(blocks)
+        wanted = checked_keep(keep, len(blocks), tokens)
+        trace(work, blocks, wanted)  # refuses before anything is rewritten
+        run([SplitProjections(wanted), SelectTokens(wanted), Tidy()], work)
+        sizes = [tokens, *map(len, wanted)]
+        counts = list(zip(sizes[1:], sizes, strict=False))
+        return _finished(work, model, counts, misses)
+
+
+def lossless_graph(model: onnx.ModelProto, *, source: str = "model") -> SlimGraph:
+    """Compute in the last block only what the head reads; the result is the same up to rounding.
+
+    Args and errors: as `slim_graph`. If the head reads every token there is nothing to save: the
+    graph is returned all the same, and a note says so.
+    """
+    with _named(source):
+        work = _prepared(model)
+        blocks, misses = find_blocks(work)
+        run([SplitProjections(None), SelectTokens(None), Tidy()], work)
+        result = _finished(work, model, None, misses)
+        if [count.queries for count in result.blocks] == [block.queries for block in blocks]:
+            result.notes.append(
+                f"nothing to save: the head reads all {blocks[-1].queries} tokens of the last block"
+            )
+        return result
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Put the name of the file before every message about it."""
+    try:
+        yield
+    except (GraphError, InputError) as error:
+        raise type(error)(f"{source}: {error}") from error
+
+
+def _prepared(model: onnx.ModelProto) -> Work:
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
+    if opset < _OLDEST_OPSET:
+        raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    work = Work.of(model)
+    run([FoldConstants(), CanonicalReshape()], work)
+    return work
+
+
+def _token_count(blocks: Sequence[Block]) -> int:
+    """The number of tokens of the dense stream.
+
+    Raises:
+        GraphError: if blocks differ in it: then the graph already drops or merges tokens.
+    """
+    tokens = blocks[0].keys
+    for number, block in enumerate(blocks, 1):
+        if (block.queries, block.keys) != (tokens, tokens):
+            raise GraphError(
+                f"block {number} has {block.queries} queries for {block.keys} keys, not {tokens} "
+                "for each: a schedule applies to a dense graph, in which all blocks have all tokens"
+            )
+    return tokens
+
+
+def _finished(
+    work: Work, dense: onnx.ModelProto, counts: Sequence[tuple[int, int]] | None, misses: list[str]
+) -> SlimGraph:
+    exported = work.export()
+    found = check_graph(exported, counts, dense)
+    inferred = onnx.shape_inference.infer_shapes(exported, data_prop=True)
+    return SlimGraph(inferred, found, [*misses, *work.notes])

@@ -1,0 +1,126 @@
+"""The graph under work and what every pass asks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from slimdeploy.errors import GraphError
+from slimdeploy.graph.axes import Op, Relation, relate
+from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.shapes import Facts, infer
+
+Node: TypeAlias = Any  # onnx_graphsurgeon is untyped
+Tensor: TypeAlias = Any
+
+
+@dataclass
+class Work:
+    """A graph that passes rewrite in place, with the facts that hold of it at the moment.
+
+    Build it with `Work.of`, which leaves the caller's model alone; get the result with `export`.
+    Facts stay valid as long as no tensor changes its shape; `refresh` renews them.
+    """
+
+    graph: Any
+    facts: Facts
+    origin: onnx.ModelProto
+    notes: list[str] = field(default_factory=list)
+    _relations: dict[int, Relation] = field(default_factory=dict)
+    _count: int = 0
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Work:
+        """A private copy of `model`."""
+        own = onnx.ModelProto()
+        own.CopyFrom(model)  # graphsurgeon shares initialisers with the model it imports
+        return cls(gs.import_onnx(own), infer(own), own)
+
+    def export(self) -> onnx.ModelProto:
+        """The graph as a model, with the original's file-level metadata."""
+        model: onnx.ModelProto = gs.export_onnx(self.graph)
+        model.metadata_props.extend(self.origin.metadata_props)
+        model.domain = self.origin.domain
+        model.model_version = self.origin.model_version
+        model.doc_string = self.origin.doc_string
+        return model
+
+    def refresh(self) -> None:
+        """Infer the facts anew, after nodes were added or shapes changed."""
+        self.graph.cleanup().toposort()
+        self.facts = infer(self.export())
+        self._relations.clear()
+
+    def relation(self, node: Node) -> Relation:
+        """What `node` does to axes, from the table; opaque where a shape is unknown."""
+        if id(node) not in self._relations:
+            self._relations[id(node)] = self._relate(node)
+        return self._relations[id(node)]
+
+    def _relate(self, node: Node) -> Relation:
+        try:
+            inputs = tuple(self.facts.shape(t.name) if t.name else () for t in node.inputs)
+            outputs = tuple(self.facts.shape(t.name) for t in node.outputs if t.name)
+        except GraphError as error:
+            return Relation(why=str(error))
+        values = tuple(self.facts.values.get(t.name) for t in node.inputs)
+        return relate(Op(node.op, inputs, outputs, values, node.attrs))
+
+    def constant(self, stem: str, values: Array) -> Tensor:
+        """A new constant; equal ones are not shared, so that a later edit touches one use."""
+        return gs.Constant(self.fresh(stem), np.asarray(values))
+
+    def add(self, op: str, stem: str, inputs: list[Tensor], **attrs: Any) -> Tensor:
+        """Append a node and return its only output, which is named after `stem`."""
+        name = self.fresh(stem)
+        output = gs.Variable(name, dtype=inputs[0].dtype)
+        self.graph.nodes.append(gs.Node(op, name, attrs, inputs, [output]))
+        return output
+
+    def fresh(self, stem: str) -> str:
+        """A name that no tensor bears yet."""
+        while (name := f"{stem}.slim{self._count}") in self.facts.shapes:
+            self._count += 1
+        self._count += 1
+        return name
+
+
+def is_constant(tensor: Tensor) -> bool:
+    """Whether the tensor is stored in the file."""
+    return isinstance(tensor, gs.Constant)
+
+
+def producer(tensor: Tensor) -> Node | None:
+    """The node that computes `tensor`, None for inputs and constants."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def node_error(node: Node, why: str) -> GraphError:
+    """An error that names `node`; by its first output if it has no name of its own."""
+    return GraphError(f"{label(node)}: {why}")
+
+
+def label(node: Node) -> str:
+    """How messages name a node."""
+    return f"node '{node.name or node.outputs[0].name}' ({node.op})"
+
+
+def replace_uses(old: Tensor, new: Tensor) -> None:
+    """Make every consumer of `old` read `new`."""
+    for node in list(old.outputs):
+        for index, tensor in enumerate(node.inputs):
+            if tensor is old:
+                node.inputs[index] = new
+
+
+def drop_identities(work: Work) -> None:
+    """Bypass every Identity whose output is not one of the graph's."""
+    work.graph.cleanup()  # nodes whose outputs were folded have none left
+    for node in list(work.graph.nodes):
+        inner = not any(node.outputs[0] is output for output in work.graph.outputs)
+        if node.op == "Identity" and inner:
+            replace_uses(node.outputs[0], node.inputs[0])

@@ -1,0 +1,76 @@
+"""Multiply-accumulates (MACs) of a vision transformer, dense or slimmed.
+
+One MAC is one multiplication with its addition; papers that say "FLOPs" for DeiT mean MACs.
+Counted: patch embedding, the matrix products of attention and MLP, the head. Not counted, as in
+the papers: normalisation, softmax, activations, biases, additions.
+
+With q = |S_l| queries and k = |S_{l-1}| keys, a layer of width D and MLP width M costs
+q·D² (Q) + 2k·D² (K, V) + 2q·k·D (scores and mix) + q·D² (projection) + 2q·D·M (MLP): the compact
+form, in which keys and values exist only for tokens that the layer before kept. (The paper
+counts K and V over all N zero-padded rows and so reports about 6 points less.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slimdeploy.schedule import KeepSchedule, ModelGeometry
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """One layer's MACs for one image."""
+
+    queries: int
+    keys: int
+    attention: int
+    mlp: int
+
+    @property
+    def total(self) -> int:
+        return self.attention + self.mlp
+
+
+@dataclass(frozen=True)
+class ModelMacs:
+    """A model's MACs for one image."""
+
+    embed: int
+    layers: tuple[LayerMacs, ...]
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.embed + sum(layer.total for layer in self.layers) + self.head
+
+
+def layer_macs(model: ModelGeometry, queries: int, keys: int) -> LayerMacs:
+    """MACs of one layer with so many queries and keys."""
+    d = model.width
+    attention = 2 * queries * d * d + 2 * keys * d * d + 2 * queries * keys * d
+    return LayerMacs(queries, keys, attention, 2 * queries * d * model.mlp_width)
+
+
+def model_macs(model: ModelGeometry, counts: Sequence[int]) -> ModelMacs:
+    """MACs of the model when layer l keeps counts[l] tokens (prefix included)."""
+    channels = model.input_size[0]
+    embed = model.patches * model.patch_size[0] * model.patch_size[1] * channels * model.width
+    keys = [model.tokens, *counts[:-1]]
+    layers = tuple(layer_macs(model, q, k) for q, k in zip(counts, keys, strict=True))
+    return ModelMacs(embed, layers, len(model.head_reads) * model.width * model.num_classes)
+
+
+def dense_macs(model: ModelGeometry) -> ModelMacs:
+    """MACs of the model with nothing dropped."""
+    return model_macs(model, [model.tokens] * model.depth)
+
+
+def mac_reduction(model: ModelGeometry, counts: Sequence[int]) -> float:
+    """Share of the dense model's MACs that these counts save, 0 to 1."""
+    return 1 - model_macs(model, counts).total / dense_macs(model).total
+
+
+def schedule_macs(schedule: KeepSchedule) -> ModelMacs:
+    """MACs of the model that a schedule describes."""
+    return model_macs(schedule.model, schedule.counts)

@@ -1,0 +1,1 @@
+"""What was gained and what it cost: latency, accuracy, parity and MACs."""

@@ -1,0 +1,98 @@
+"""The few statistics that comparisons rest on, each with its assumption stated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimdeploy.errors import InputError
+
+_Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def bootstrap_interval(
+    rows: NDArray[Any],
+    statistic: Callable[[NDArray[Any]], float],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    block: int = 1,
+) -> Interval:
+    """The percentile bootstrap 95 % interval of `statistic(rows)`.
+
+    Rows are drawn whole, so what was paired in a row stays paired. With `block` above 1, runs of
+    that many neighbouring rows are drawn (circular block bootstrap): measurements taken one after
+    another are alike, and resampling them singly would make the interval too narrow.
+
+    Args:
+        rows: [n] or [n, columns], n at least 2, in the order of measurement if `block` > 1.
+        statistic: from resampled rows to a number.
+        seed: the same seed gives the same interval.
+        resamples: how many times the rows are redrawn.
+        block: rows drawn together.
+
+    Raises:
+        InputError: for fewer than 2 rows.
+    """
+    n = len(rows)
+    if n < 2:
+        raise InputError(f"an interval needs 2 measurements or more, not {n}")
+    generator = np.random.default_rng(seed)
+    block = max(1, min(block, n))
+    blocks = -(-n // block)
+    offsets = np.arange(block)
+    values = np.empty(resamples)
+    for i in range(resamples):
+        starts = generator.integers(n, size=blocks)
+        chosen = (starts[:, None] + offsets).ravel()[:n] % n
+        values[i] = statistic(rows[chosen])
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def binomial_standard_error(successes: int, n: int) -> float:
+    """The standard error of the proportion `successes / n`; it is 0 at 0 % and at 100 %."""
+    p = successes / n
+    return math.sqrt(p * (1 - p) / n)
+
+
+def wilson_interval(successes: int, n: int) -> Interval:
+    """Wilson's 95 % interval of a proportion, of use near 0 % and 100 % too."""
+    p, z2 = successes / n, _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # At the ends the exact bound is the end itself, which rounding may miss.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Interval(low, high)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """The two-sided exact p-value that two classifiers err equally often on the same images.
+
+    Args:
+        only_first: images that only the first gets right.
+        only_second: images that only the second gets right.
+    """
+    n, k = only_first + only_second, min(only_first, only_second)
+    term = tail = 1  # exact integers: n choose 0, n choose 1, ... up to k
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << n))

@@ -1,0 +1,183 @@
+"""A photograph with the patches that are still computed at chosen layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimdeploy.errors import InputError, requires
+from slimdeploy.files import atomic_path
+from slimdeploy.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_PANEL = 2.1  # inches
+_INK, _QUIET = "#1a1a1a", "#6b6b6b"
+_LABEL: dict[str, Any] = {"fontsize": 9, "color": _INK}
+
+
+def draw_kept_patches(
+    images: Sequence[Image.Image],
+    keep: Sequence[Sequence[int]],
+    grid: tuple[int, int],
+    prefix: int,
+    path: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    macs: tuple[float, float] | None = None,
+    title: str | None = None,
+) -> None:
+    """Write a PNG: one row for each photograph, one column for each chosen layer.
+
+    Patches a layer no longer computes fade almost to white. The first column is the photograph.
+
+    Args:
+        images: photographs; a row each.
+        keep: per layer the ids of the kept tokens, of which 0 ... prefix - 1 are not patches.
+        grid: rows and columns of patches.
+        prefix: class, distillation and register tokens before the patches.
+        path: the PNG to write.
+        layers: counted from 1; None chooses at most four, spread over the depth.
+        preprocessing: crops the photographs to what the model sees; None takes all of them.
+        macs: slim and dense multiply-accumulates for one image, for the caption.
+        title: above the caption; None leaves it out.
+
+    Raises:
+        InputError: if a layer or a token id does not exist, or there are no images.
+        MissingError: if matplotlib is not installed.
+    """
+    chosen = list(layers) if layers is not None else _spread(keep, prefix)
+    _check(images, keep, grid, prefix, chosen)
+    with requires("report"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+    views = [_pixels(image, preprocessing) for image in images]
+    width, height = _PANEL * (len(chosen) + 1), _panel_heights(views)
+    head = 0.54 if title else 0.28
+    figure = Figure(figsize=(width, sum(height) + head + 0.22), facecolor="white")
+    axes = figure.subplots(len(views), len(chosen) + 1, squeeze=False, height_ratios=height)
+    for row, view in zip(axes, views, strict=True):
+        row[0].imshow(view)
+        for panel, layer in zip(row[1:], chosen, strict=True):
+            mask = kept_mask(keep[layer - 1], grid, prefix)
+            panel.imshow(fade(view, mask))
+        for panel in row:
+            _bare(panel)
+    axes[0][0].set_title("what the model sees" if preprocessing else "photograph", **_LABEL)
+    _label_layers(axes[0][1:], keep, chosen, grid, prefix)
+    _caption(figure, title, _summary(keep, grid, prefix, macs))
+    figure.subplots_adjust(
+        left=0.01,
+        right=0.99,
+        bottom=0.1 / figure.get_figheight(),
+        top=1 - (head + 0.3) / figure.get_figheight(),
+        wspace=0.04,
+        hspace=0.04,
+    )
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_figure(temporary, dpi=160, format="png")
+
+
+def kept_mask(keep: Sequence[int], grid: tuple[int, int], prefix: int) -> NDArray[np.bool_]:
+    """Which patches a layer keeps, bool [rows, columns]."""
+    mask = np.zeros(grid[0] * grid[1], dtype=bool)
+    mask[[token - prefix for token in keep if token >= prefix]] = True
+    return mask.reshape(grid)
+
+
+def fade(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The photograph, uint8 [h, w, 3], with the patches outside `mask` a pale grey ghost."""
+    height, width = pixels.shape[:2]
+    rows = np.arange(height) * mask.shape[0] // height
+    columns = np.arange(width) * mask.shape[1] // width
+    kept = mask[np.ix_(rows, columns)][..., None]
+    pale = 224 + pixels.mean(axis=2, keepdims=True) * (31 / 255)
+    faded: NDArray[np.uint8] = np.where(kept, pixels, pale).astype(np.uint8)
+    return faded
+
+
+def _spread(keep: Sequence[Sequence[int]], prefix: int) -> list[int]:
+    """Up to four layers, evenly apart, among those that still compute a patch."""
+    last = max((i for i, ids in enumerate(keep, 1) if any(t >= prefix for t in ids)), default=1)
+    return sorted({max(1, round(last * quarter / 4)) for quarter in (1, 2, 3, 4)})
+
+
+def _check(
+    images: Sequence[Image.Image],
+    keep: Sequence[Sequence[int]],
+    grid: tuple[int, int],
+    prefix: int,
+    layers: Sequence[int],
+) -> None:
+    if not images or not layers:
+        raise InputError("a picture of kept patches needs an image and a layer at least")
+    for layer in layers:
+        if not 1 <= layer <= len(keep):
+            raise InputError(f"layer {layer} does not exist: the schedule has 1 to {len(keep)}")
+    tokens = prefix + grid[0] * grid[1]
+    for layer, ids in enumerate(keep, 1):
+        outside = [token for token in ids if not 0 <= token < tokens]
+        if outside:
+            raise InputError(
+                f"layer {layer} keeps token {outside[0]}, but a grid of {grid[0]} x {grid[1]} "
+                f"patches after {prefix} prefix tokens ends at {tokens - 1}"
+            )
+
+
+def _pixels(image: Image.Image, preprocessing: Preprocessing | None) -> NDArray[np.uint8]:
+    seen = preprocessing.crop(image) if preprocessing else image.convert("RGB")
+    return np.asarray(seen, dtype=np.uint8)
+
+
+def _panel_heights(views: Sequence[NDArray[np.uint8]]) -> list[float]:
+    return [_PANEL * view.shape[0] / view.shape[1] for view in views]
+
+
+def _bare(panel: Any) -> None:
+    panel.set_xticks([])
+    panel.set_yticks([])
+    for spine in panel.spines.values():
+        spine.set_color("#d0d0d0")
+        spine.set_linewidth(0.6)
+
+
+def _label_layers(
+    row: Sequence[Any],
+    keep: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    grid: tuple[int, int],
+    prefix: int,
+) -> None:
+    for panel, layer in zip(row, layers, strict=True):
+        kept, total = int(kept_mask(keep[layer - 1], grid, prefix).sum()), grid[0] * grid[1]
+        panel.set_title(f"layer {layer}: {kept} of {total} patches", **_LABEL)
+
+
+def _summary(
+    keep: Sequence[Sequence[int]],
+    grid: tuple[int, int],
+    prefix: int,
+    macs: tuple[float, float] | None,
+) -> str:
+    computed = sum(int(kept_mask(ids, grid, prefix).sum()) for ids in keep)
+    share = computed / (len(keep) * grid[0] * grid[1])
+    text = f"{share:.0%} of the patch positions are computed, over {len(keep)} layers"
+    if macs is not None:
+        slim, dense = macs
+        text += f"; {slim / 1e9:.2f} of {dense / 1e9:.2f} GMAC, {1 - slim / dense:.0%} fewer"
+    return text + ". The same positions for every image."
+
+
+def _caption(figure: Any, title: str | None, summary: str) -> None:
+    height = figure.get_figheight()
+    if title:
+        figure.text(0.01, 1 - 0.1 / height, title, fontsize=12, color=_INK, va="top", weight="bold")
+    below = 0.36 if title else 0.1
+    figure.text(0.01, 1 - below / height, summary, fontsize=9, color=_QUIET, va="top")

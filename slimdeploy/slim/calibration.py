@@ -1,0 +1,94 @@
+"""What the search looks at: calibration images running through a dense and a half-slimmed model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimdeploy.schedule import ModelGeometry
+from slimdeploy.slim.model import embed, slim_block
+from slimdeploy.slim.types import Vit
+
+
+@dataclass
+class Calibration:
+    """The state of a top-down search over calibration images.
+
+    Layers are counted from 1, as in the paper; layer l is `blocks[l - 1]`. `keep[l]` exists for the
+    layers that are already slimmed. Earlier layers are dense.
+
+    Attributes:
+        dense: the model with its original weights, in eval mode; never changed.
+        slim: its copy, whose blocks reconstruction may change.
+        images: preprocessed images, [n, C, H, W].
+        keep: global ids kept by the layers from `L` down to the one last decided.
+    """
+
+    dense: Vit
+    geometry: ModelGeometry
+    images: Tensor
+    batch_size: int = 16
+    cache_bytes: int = 2 << 30
+    keep: dict[int, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.slim: Any = copy.deepcopy(self.dense).eval()
+        self.depth, self.tokens = self.geometry.depth, self.geometry.tokens
+        self._cache: list[list[Tensor]] | None = None
+
+    def batches(self) -> Iterator[Tensor]:
+        """The images, batch by batch."""
+        yield from self.images.split(self.batch_size)
+
+    def streams(self, *layers: int) -> Iterator[tuple[Tensor, ...]]:
+        """Per batch the dense Z_l, [B, N, D], after each of the asked layers (0: embedding).
+
+        Kept in memory after the first pass if they fit into `cache_bytes`, else computed again.
+        """
+        if self._cache is None and self._stream_bytes() <= self.cache_bytes:
+            self._cache = [self._dense_streams(images, self.depth) for images in self.batches()]
+        if self._cache is not None:
+            yield from (tuple(batch[layer] for layer in layers) for batch in self._cache)
+            return
+        for images in self.batches():
+            batch = self._dense_streams(images, max(layers))
+            yield tuple(batch[layer] for layer in layers)
+
+    @torch.no_grad()
+    def _dense_streams(self, images: Tensor, last: int) -> list[Tensor]:
+        found = [embed(self.dense, images)]
+        for block in self.dense.blocks[:last]:
+            found.append(slim_block(block, found[-1], None))
+        return found
+
+    def _stream_bytes(self) -> int:
+        return 4 * len(self.images) * self.tokens * self.geometry.width * (self.depth + 1)
+
+    def rows(self, layer: int, keep: Sequence[int] | None = None) -> Tensor | None:
+        """Local rows of what a slimmed layer keeps, among those the layer before keeps."""
+        wanted = self.keep[layer] if keep is None else keep
+        before = self.keep.get(layer - 1, range(self.tokens))
+        return _rows_among(wanted, before)
+
+    def suffix(self, x: Tensor, layer: int) -> Iterator[tuple[int, Tensor]]:
+        """Run the slimmed layers after `layer` on Z_layer: yields each layer with its *input*."""
+        for later in range(layer + 1, self.depth + 1):
+            yield later, x
+            x = slim_block(self.slim.blocks[later - 1], x, self.rows(later))
+
+    @property
+    def protected(self) -> list[int]:
+        """Tokens that no layer but the last drops: the prefix, few and read by all others."""
+        return list(range(len(self.geometry.prefix)))
+
+
+def _rows_among(wanted: Sequence[int], before: Sequence[int]) -> Tensor | None:
+    if len(wanted) == len(before):
+        return None
+    place = {token: index for index, token in enumerate(before)}
+    return torch.tensor([place[token] for token in wanted])

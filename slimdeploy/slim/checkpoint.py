@@ -1,0 +1,124 @@
+"""Weights files: safetensors with what is needed to use them, or any checkpoint timm can read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from slimdeploy.errors import InputError, one_line
+from slimdeploy.files import atomic_path, read_bytes
+from slimdeploy.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state dict in float32 and the metadata found beside it."""
+
+    path: Path
+    state: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read `.safetensors`, or a `.pth`/`.pt` file as timm's training script writes it.
+
+        Raises:
+            InputError: if the file is absent, damaged or holds no state dict.
+        """
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint")
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                    metadata = file.metadata() or {}
+            else:
+                state, metadata = load_state_dict(str(path), weights_only=True), {}
+        except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+            raise InputError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
+        except Exception as error:  # pickle raises whatever the bytes spell
+            raise InputError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
+        floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        return cls(path, floats, metadata)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head, from its weight; 0 without a head."""
+        head = self.state.get("head.weight")
+        return 0 if head is None else int(head.shape[0])
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """The preprocessing recorded in the file, if it is."""
+        text = self.metadata.get("preprocessing")
+        try:
+            return None if text is None else Preprocessing.model_validate_json(text)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise InputError(f"{self.path}: metadata.preprocessing: {message}") from error
+
+    def load_into(self, model: nn.Module, name: str) -> None:
+        """Load every weight into `model`.
+
+        Raises:
+            InputError: naming the first weight that is missing, strange or of another shape.
+        """
+        wanted = model.state_dict()
+        for key, tensor in wanted.items():
+            if key not in self.state:
+                raise InputError(f"{self.path}: lacks {key}, which {name} needs")
+            found = tuple(self.state[key].shape)
+            if found != tuple(tensor.shape):
+                raise InputError(
+                    f"{self.path}: {key} has shape {found}, {name} needs {tuple(tensor.shape)}"
+                )
+        for key in self.state:
+            if key not in wanted:
+                raise InputError(f"{self.path}: holds {key}, which {name} does not have")
+        model.load_state_dict(self.state)
+
+
+def save_weights(
+    model: nn.Module,
+    path: Path,
+    *,
+    name: str,
+    preprocessing: Preprocessing,
+    extra: dict[str, str] | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Write a model's weights atomically as safetensors, with model name and preprocessing.
+
+    Loading always gives float32; `dtype` is how they are stored.
+    """
+    stored = getattr(torch, dtype)
+    state = {
+        key: (value.to(stored) if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in model.state_dict().items()
+    }
+    metadata = {
+        "model": name,
+        "num_classes": str(getattr(model, "num_classes", 0)),
+        "preprocessing": json.dumps(preprocessing.model_dump(mode="json")),
+        **(extra or {}),
+    }
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata)
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file; empty for other kinds."""
+    if path.suffix != ".safetensors":
+        return {}
+    read_bytes(path)
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}

@@ -1,0 +1,109 @@
+"""From a dense model and calibration images to what every layer keeps, and refitted weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.schedule import Layer, ModelGeometry
+from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.choices import ImpactName, Reconstruct
+from slimdeploy.slim.impact import make_impact
+from slimdeploy.slim.reconstruct import GradientOptions
+from slimdeploy.slim.refit import RefitOptions, refit_model
+from slimdeploy.slim.search import SearchOptions, SearchState, search
+from slimdeploy.slim.types import Vit
+
+
+@dataclass(frozen=True)
+class SlimRequest:
+    """What to search for; one of `mac_reduction` and `tolerance`."""
+
+    mac_reduction: float | None = None
+    tolerance: float | None = None
+    shape: Shape = "geometric"
+    multiple_of: int = 1
+    impact: ImpactName = "joint"
+    reconstruct: Reconstruct = "refit"
+    step: int = 10
+    seed: int = 0
+    refit: RefitOptions = field(default_factory=RefitOptions)
+    gradient: GradientOptions = field(default_factory=GradientOptions)
+
+    def search_options(self, geometry: ModelGeometry) -> SearchOptions:
+        """The search's options, with a budget turned into counts per layer.
+
+        Raises:
+            InputError: for a budget or tolerance that makes no sense.
+        """
+        counts = None
+        if self.mac_reduction is not None:
+            counts = counts_for_budget(geometry, self.mac_reduction, self.shape, self.multiple_of)
+        return SearchOptions(
+            counts=counts,
+            tolerance=self.tolerance,
+            step=self.step,
+            reconstruct=self.reconstruct,
+            seed=self.seed,
+            gradient=self.gradient,
+            refit=self.refit,
+        )
+
+
+@dataclass(frozen=True)
+class SlimResult:
+    """What a search found.
+
+    Attributes:
+        layers: kept tokens, scores and errors, first layer first.
+        model: a dense timm model with the recovered weights; None if nothing was reconstructed.
+    """
+
+    layers: list[Layer]
+    model: Vit | None
+
+
+def slim_model(
+    dense: Vit,
+    geometry: ModelGeometry,
+    images: Tensor,
+    request: SlimRequest,
+    saved: SearchState | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> SlimResult:
+    """Search what each layer keeps and recover the model's accuracy without labels.
+
+    Args:
+        dense: timm model in eval mode; not changed.
+        images: preprocessed calibration images, [n, C, H, W].
+        saved: finished layers of a run that was killed.
+        progress: called with one line after each finished step.
+    """
+    torch.manual_seed(request.seed)
+    state = Calibration(dense, geometry, images)
+    options = request.search_options(geometry)
+
+    def report(layer: int, found: Layer) -> None:
+        if progress:
+            error = "" if found.error is None else f", error {found.error:.2e}"
+            progress(f"layer {layer}: keeps {len(found.keep)} tokens{error}")
+
+    layers = search(state, make_impact(request.impact, request.seed), options, saved, report)
+    if request.reconstruct == "none":
+        return SlimResult(layers, None)
+    if request.reconstruct == "gradient":
+        return SlimResult(layers, state.slim)
+    model = copy.deepcopy(dense)
+    refit_model(
+        state,
+        model,
+        [layer.keep for layer in layers],
+        request.refit,
+        lambda layer: progress(f"layer {layer}: refitted") if progress else None,
+    )
+    return SlimResult(layers, model)

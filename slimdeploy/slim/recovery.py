@@ -1,0 +1,64 @@
+"""What end-to-end fine-tuning minimises: the labels' loss, and staying the dense model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.task import LogitDistillationTask
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimdeploy.slim.model import SlimVit
+
+
+class ReadTokens(nn.Module):
+    """A slim model that also gives the normalised tokens its head reads (for DDP, one forward)."""
+
+    def __init__(self, slim: SlimVit, reads: int) -> None:
+        super().__init__()
+        self.slim, self.reads = slim, reads
+        self.num_classes, self.in_chans = slim.num_classes, slim.in_chans
+        self.pretrained_cfg = slim.pretrained_cfg
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, classes] and tokens [B, reads, D]."""
+        tokens = self.slim.forward_features(images)
+        return self.slim.forward_head(tokens), tokens[:, : self.reads]
+
+
+class RecoveryTask(LogitDistillationTask):
+    """timm's logit distillation from the dense model, and its head's input as a second target.
+
+    With few classes logits say little; the tokens that the head reads say what the dense model saw.
+    Their loss is the squared error over the dense tokens' squared norm.
+    """
+
+    def __init__(
+        self, student: ReadTokens, teacher: nn.Module, feature_weight: float, **kwargs: Any
+    ) -> None:
+        super().__init__(student, teacher, verbose=False, **kwargs)
+        self.feature_weight, self.reads = feature_weight, student.reads
+        for parameter in self.teacher.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Losses and logits for images [B, C, H, W] and labels [B]."""
+        with torch.no_grad():
+            dense = self.teacher.model.forward_features(input)
+            wanted = F.log_softmax(self.teacher.model.forward_head(dense) / self.temperature, -1)
+            dense = dense[:, : self.reads]
+        logits, tokens = self.trainable_module(input)
+        task_loss = self.criterion(logits, target)
+        found = F.log_softmax(logits / self.temperature, -1)
+        kd_loss = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        kd_loss = kd_loss * self.temperature**2
+        feature_loss = (tokens - dense).square().sum() / dense.square().sum()
+        loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
+        return {
+            "loss": loss + self.feature_weight * feature_loss,
+            "output": logits,
+            "task_loss": task_loss,
+            "kd_loss": kd_loss,
+            "feature_loss": feature_loss,
+        }

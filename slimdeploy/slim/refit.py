@@ -1,0 +1,183 @@
+"""Closed-form recovery: solve a block's output layers anew after tokens were dropped.
+
+Dropping tokens takes their values out of every attention that read them. What the remaining ones
+can say in their place is linear in two weights of each block: the attention's projection and the
+MLP's second layer. Both are solved by ridge regression towards the dense block's residual stream at
+the kept tokens, with the old weights as the prior:
+
+    min_Δ  sum_i w_i || (a_i W + Δ a_i) - y_i ||² + λ ||Δ||²
+
+From unlabelled images, without gradients, at no cost at inference. The normal equations are summed
+batch by batch, so their size is that of one weight matrix however many images there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.model import (
+    attention_half,
+    attention_mix,
+    embed,
+    local_rows,
+    mlp_half,
+    slim_block,
+)
+from slimdeploy.slim.types import Vit, VitBlock
+
+
+@dataclass(frozen=True)
+class RefitOptions:
+    """How the ridge regression weighs its evidence.
+
+    Attributes:
+        strength: λ in units of the mean diagonal of the normal matrix.
+        read_weight: weight of the tokens that the head reads; patches weigh 1.
+    """
+
+    strength: float = 1.0
+    read_weight: float = 30.0
+
+
+@dataclass
+class _Normal:
+    """Weighted normal equations of one linear layer, summed over batches, in float64."""
+
+    bias: bool
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def add(self, inputs: Tensor, residual: Tensor, weights: Tensor) -> None:
+        """Add inputs [B, q, I] and what is still missing of the target, [B, q, O]."""
+        ones = torch.ones_like(inputs[..., :1])
+        a = (torch.cat([inputs, ones], -1) if self.bias else inputs).flatten(0, 1)
+        weighted = a * weights.repeat(len(inputs))[:, None]
+        left, right = weighted.T @ a, weighted.T @ residual.flatten(0, 1)
+        self.left = left.double() if self.left is None else self.left + left.double()
+        self.right = right.double() if self.right is None else self.right + right.double()
+
+    def solve(self, strength: float) -> Tensor:
+        """Ridge solution [I (+ 1), O]: change of the weight, and of the bias in the last row."""
+        assert self.left is not None
+        assert self.right is not None
+        size = len(self.left) - self.bias
+        penalty = float(self.left.diagonal()[:size].mean() * strength)
+        ridge = torch.full((len(self.left),), penalty, dtype=torch.float64)
+        ridge[size:] = 1e-9 * penalty  # the bias is free
+        return torch.linalg.solve(self.left + torch.diag(ridge), self.right)
+
+
+@dataclass
+class _Refit:
+    """One block being refitted on (slim input, dense target) pairs."""
+
+    block: VitBlock
+    rows: Tensor | None
+    weights: Tensor
+    options: RefitOptions = field(default_factory=RefitOptions)
+
+    def projection(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Solve the attention's projection towards the dense stream after attention."""
+        normal = _Normal(self.block.attn.proj.bias is not None)
+        for x, target in zip(inputs, targets, strict=True):
+            missing = target - attention_half(self.block, x, self.rows)
+            normal.add(attention_mix(self.block, x, self.rows), missing, self.weights)
+        _apply(self.block, "ls1", self.block.attn.proj, normal.solve(self.options.strength))
+
+    def second_layer(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Solve the MLP's second layer towards the dense stream after the block."""
+        normal = _Normal(self.block.mlp.fc2.bias is not None)
+        for x, target in zip(inputs, targets, strict=True):
+            hidden = _mlp_hidden(self.block, x)
+            normal.add(hidden, target - mlp_half(self.block, x), self.weights)
+        _apply(self.block, "ls2", self.block.mlp.fc2, normal.solve(self.options.strength))
+
+
+def _mlp_hidden(block: VitBlock, x: Tensor) -> Tensor:
+    mlp = block.mlp
+    hidden: Tensor = mlp.norm(mlp.drop1(mlp.act(mlp.fc1(block.norm2(x)))))
+    return hidden
+
+
+def _apply(block: VitBlock, scale: str, linear: nn.Linear, change: Tensor) -> None:
+    """Add a solved change to a linear layer, folding the LayerScale behind it into the weight."""
+    gamma = getattr(getattr(block, scale), "gamma", None)
+    if gamma is not None:
+        linear.weight.data.mul_(gamma[:, None])
+        if linear.bias is not None:
+            linear.bias.data.mul_(gamma)
+        gamma.data.fill_(1.0)
+    size = linear.in_features
+    linear.weight.data += change[:size].T.to(linear.weight.dtype)
+    if linear.bias is not None:
+        linear.bias.data += change[size].to(linear.weight.dtype)
+
+
+@torch.no_grad()
+def refit_block(
+    block: VitBlock,
+    dense_block: VitBlock,
+    inputs: Sequence[Tensor],
+    dense_inputs: Sequence[Tensor],
+    rows: Tensor | None,
+    dense_rows: Tensor | None,
+    weights: Tensor,
+    options: RefitOptions,
+) -> None:
+    """Refit one block in place.
+
+    Args:
+        block: changed; reads `inputs` [B, k, D] and keeps `rows` of them.
+        dense_block: the original; reads `dense_inputs` [B, N, D]. Its residual stream at
+            `dense_rows`, the same tokens, is the target.
+        weights: weight of each kept token, [q].
+    """
+    refit = _Refit(block, rows, weights, options)
+    after = [attention_half(dense_block, x, dense_rows) for x in dense_inputs]
+    refit.projection(inputs, after)
+    halves = [attention_half(block, x, rows) for x in inputs]
+    refit.second_layer(halves, [mlp_half(dense_block, x) for x in after])
+
+
+def token_weights(keep: Sequence[int], reads: Sequence[int], options: RefitOptions) -> Tensor:
+    """Weight of each kept token, [q]: those that the head reads count more."""
+    return torch.tensor([options.read_weight if token in reads else 1.0 for token in keep])
+
+
+@torch.no_grad()
+def refit_model(
+    state: Calibration,
+    model: Vit,
+    keep: Sequence[Sequence[int]],
+    options: RefitOptions | None = None,
+    progress: Any = None,
+) -> None:
+    """Refit all blocks of `model` in place, first to last, for a complete schedule.
+
+    Each block reads what the refitted blocks before it give, so that it also corrects what they
+    could not. `state.dense` gives the targets; `progress(layer)` is called after each layer.
+    """
+    options = options or RefitOptions()
+    dense_stream = [embed(state.dense, images) for images in state.batches()]
+    stream = [embed(model, images) for images in state.batches()]
+    every = local_rows(keep, state.tokens)
+    for index, (block, dense_block) in enumerate(
+        zip(model.blocks, state.dense.blocks, strict=True)
+    ):
+        ids, rows = keep[index], every[index]
+        dense_rows = None if len(ids) == state.tokens else torch.tensor(ids)
+        weights = token_weights(ids, state.geometry.head_reads, options)
+        refit_block(block, dense_block, stream, dense_stream, rows, dense_rows, weights, options)
+        stream = [slim_block(block, x, rows) for x in stream]
+        dense_stream = [slim_block(dense_block, x, None) for x in dense_stream]
+        if progress is not None:
+            progress(index + 1)
+
+
+__all__ = ["RefitOptions", "refit_block", "refit_model", "token_weights"]

@@ -1,0 +1,173 @@
+"""timm models: create by name, load weights, describe; refuse what is no plain ViT."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.layers import Attention, Mlp
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+
+from slimdeploy.errors import InputError, MissingError, one_line
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.schedule import KeepSchedule, ModelGeometry, PrefixKind
+from slimdeploy.slim.checkpoint import Checkpoint
+from slimdeploy.slim.types import Vit
+
+
+def load_model(
+    name: str, checkpoint: Path | None, kwargs: dict[str, Any] | None = None
+) -> tuple[Vit, Preprocessing]:
+    """A timm model in eval mode with its weights, and the preprocessing they were trained with.
+
+    Args:
+        name: timm model name.
+        checkpoint: weights file; without one, timm's pretrained weights are downloaded.
+        kwargs: arguments for `timm.create_model`, as `img_size`.
+
+    Raises:
+        InputError: an unknown name, an architecture that is no plain ViT, weights that do not fit.
+        MissingError: pretrained weights that cannot be downloaded.
+    """
+    kwargs = dict(kwargs or {})
+    _check_name(name)
+    if checkpoint is None:
+        model = _pretrained(name, kwargs)
+        preprocessing = model_preprocessing(model)
+    else:
+        weights = Checkpoint.read(checkpoint)
+        kwargs.setdefault("num_classes", weights.num_classes)
+        model = _create(name, kwargs)
+        weights.load_into(model, name)
+        preprocessing = weights.preprocessing or model_preprocessing(model)
+    check_supported(model, name)
+    return model.eval(), preprocessing
+
+
+def load_geometry(
+    name: str, checkpoint: Path | None, num_classes: int | None, kwargs: dict[str, Any]
+) -> tuple[ModelGeometry, Preprocessing]:
+    """A model's geometry without needing its weights (a given checkpoint must still fit).
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    if checkpoint is not None:
+        model, preprocessing = load_model(name, checkpoint, kwargs)
+    else:
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        _check_name(name)
+        model = _create(name, {**kwargs, **classes})
+        check_supported(model, name)
+        preprocessing = model_preprocessing(model)
+    return describe(model, name, kwargs), preprocessing
+
+
+def load_scheduled(schedule: KeepSchedule, checkpoint: Path | None) -> tuple[Vit, Preprocessing]:
+    """The model a schedule names, checked against the schedule's geometry.
+
+    Raises:
+        InputError: if the model is another than the schedule was made for.
+    """
+    model, preprocessing = load_model(schedule.model.name, checkpoint, dict(schedule.model.kwargs))
+    found = describe(model, schedule.model.name, schedule.model.kwargs)
+    for field in ModelGeometry.model_fields:
+        ours, theirs = getattr(schedule.model, field), getattr(found, field)
+        if field not in ("kwargs", "source") and ours != theirs:
+            raise InputError(
+                f"keep schedule: model.{field} is {ours}, but {schedule.model.name} has {theirs}; "
+                "the schedule is for another model"
+            )
+    return model, schedule.preprocessing or preprocessing
+
+
+def describe(model: Vit, name: str, kwargs: dict[str, Any] | None = None) -> ModelGeometry:
+    """What the schedule must know of a timm ViT."""
+    attn, embed = model.blocks[0].attn, model.patch_embed
+    return ModelGeometry(
+        name=name,
+        kwargs={k: v for k, v in (kwargs or {}).items() if k != "num_classes"},
+        input_size=(embed.proj.in_channels, *embed.img_size),
+        patch_size=embed.patch_size,
+        grid=embed.grid_size,
+        prefix=_prefix(model),
+        depth=len(model.blocks),
+        width=model.embed_dim,
+        heads=attn.num_heads,
+        mlp_width=model.blocks[0].mlp.fc1.out_features,
+        num_classes=model.num_classes,
+        head_reads=(0, 1) if isinstance(model, VisionTransformerDistilled) else (0,),
+    )
+
+
+def _prefix(model: Vit) -> tuple[PrefixKind, ...]:
+    if isinstance(model, VisionTransformerDistilled):
+        return ("class", "distillation")
+    registers = model.reg_token.shape[1] if model.reg_token is not None else 0
+    kinds: tuple[PrefixKind, ...] = ("class",) if model.cls_token is not None else ()
+    more: tuple[PrefixKind, ...] = ("register",) * registers
+    return kinds + more
+
+
+def check_supported(model: Vit, name: str) -> None:
+    """Refuse what the slim model would compute wrongly.
+
+    Raises:
+        InputError: with the part of the model that is not a plain ViT's.
+    """
+    reason = None
+    if not isinstance(model, VisionTransformer):
+        reason = f"is a {type(model).__name__}, not a plain vision transformer"
+    elif getattr(model, "attn_pool", None) is not None:
+        reason = "has an attention-pooling head that reads every patch"
+    elif model.global_pool != "token":
+        reason = f"pools with '{model.global_pool}' over all patches, so none can be dropped"
+    elif model.cls_token is None:
+        reason = "has no class token"
+    elif getattr(model, "dynamic_img_size", False):
+        reason = "takes images of any size, but kept positions are static"
+    else:
+        for index, block in enumerate(model.blocks):
+            kinds = (type(block), type(block.attn), type(block.mlp))
+            if kinds != (Block, Attention, Mlp):
+                names = ", ".join(kind.__name__ for kind in kinds)
+                reason = f"has {names} as block {index}, which the slim model does not know"
+                break
+    if reason:
+        raise InputError(f"--model {name}: {reason}")
+
+
+def model_preprocessing(model: Vit) -> Preprocessing:
+    """The preprocessing timm records for a model."""
+    config = timm.data.resolve_model_data_config(model)
+    fields = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return Preprocessing(**{field: config[field] for field in fields})
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"--model {name}: timm has no model of that name{hint}")
+
+
+def _create(name: str, kwargs: dict[str, Any]) -> Vit:
+    try:
+        model: Vit = timm.create_model(name, pretrained=False, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        raise InputError(f"--model {name}: timm cannot create it: {one_line(error)}") from error
+    return model
+
+
+def _pretrained(name: str, kwargs: dict[str, Any]) -> Vit:
+    try:
+        model: Vit = timm.create_model(name, pretrained=True, **kwargs)
+    except Exception as error:  # the hub client raises its own, httpx's and OS errors
+        raise MissingError(
+            f"--model {name}: pretrained weights cannot be downloaded ({one_line(error, 80)}); "
+            "give a weights file with --checkpoint"
+        ) from error
+    return model
