@@ -1,7 +1,7 @@
 """How many tokens each layer keeps, for a budget of MACs: a shape with one free parameter.
 
 `geometric`  n_l = N·r^l              falls fastest where tokens are most redundant
-`linear`     n_l = N·(1 - (1-r)·(l-1)/(L-1))  the pyramid of most papers
+`linear`     n_l = N·(1 - 3(1-r)·(l-1)/(L-1)), at least 0: the pyramid of most papers
 `step`       four levels: all tokens, then r of the last level from L/4, L/2 and 3L/4 on
 `even`       n_l = r·N                the paper's Table 3 control
 
@@ -23,7 +23,7 @@ Shape = Literal["geometric", "linear", "step", "even"]
 # Fraction of the patches that layer l of L keeps (l from 1) for a parameter r from 0 to 1.
 _SHAPES: dict[Shape, Callable[[int, int, float], float]] = {
     "geometric": lambda layer, depth, r: r**layer,
-    "linear": lambda layer, depth, r: 1 - (1 - r) * (layer - 1) / max(depth - 1, 1),
+    "linear": lambda layer, depth, r: max(0, 1 - 3 * (1 - r) * (layer - 1) / (depth - 1)),
     "step": lambda layer, depth, r: r ** ((layer - 1) * 4 // depth),
     "even": lambda layer, depth, r: r,
 }

@@ -107,20 +107,3 @@ def photometric(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     noise = torch.randn(images[third : 2 * third].shape, generator=generator)
     images[third : 2 * third] += 0.03 * noise
     return images.clamp_(0, 1)
-
-
-def jitter_geometry(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Crop, shift and rotate slightly while resizing square images to `size` pixels."""
-    count = len(images)
-    angle = _uniform(count, -0.05, 0.05, generator)
-    scale = _uniform(count, 0.86, 1.02, generator)
-    room = (1 - scale).clamp_min(0)
-    shift_x = room * _uniform(count, -1, 1, generator)
-    shift_y = room * _uniform(count, -1, 1, generator)
-    cosine, sine = scale * angle.cos(), scale * angle.sin()
-    rows = [torch.stack([cosine, -sine, shift_x], 1), torch.stack([sine, cosine, shift_y], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), [count, 1, size, size], align_corners=False)
-    sampled = F.grid_sample(
-        images.unsqueeze(1), grid, mode="bicubic", padding_mode="reflection", align_corners=False
-    )
-    return sampled[:, 0].clamp_(0, 1)

@@ -24,7 +24,6 @@ from data import (
     VIEWS,
     Split,
     dihedral_batch,
-    jitter_geometry,
     load_split,
     photometric,
     to_input,
@@ -46,7 +45,8 @@ from torch import nn
 
 PATCHES = 196
 BATCH = 32
-HORIZON = 0.995  # decay of the moving average: about 200 steps, or 3.5 epochs
+HORIZON = 0.98  # decay of the moving average: about 50 steps, or one epoch
+HEAD_DECAY = 1e-3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,12 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--views", type=int, default=4, help="symmetry views of teacher features")
     parser.add_argument("--init-images", type=int, default=192)
-    parser.add_argument("--distil-epochs", type=int, default=18)
-    parser.add_argument("--finetune-epochs", type=int, default=8)
-    parser.add_argument("--distil-keep", type=int, default=98, help="patches kept, of 196")
-    parser.add_argument("--finetune-keep", type=int, default=147, help="patches kept, of 196")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--finetune-lr", type=float, default=1e-4)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--keep", type=int, default=160, help="patches kept per step, of 196")
+    parser.add_argument("--lr", type=float, default=1.5e-4)
     return parser
 
 
@@ -84,10 +81,14 @@ class Targets:
         return torch.from_numpy(np.stack([self.views[view][row] for row, view in pairs])).float()
 
 
+def blended(labels: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the class (as one-hot) and the annotators' probability."""
+    return 0.5 * F.one_hot(labels, 2) + 0.5 * soft
+
+
 def label_loss(logits: torch.Tensor, labels: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
     """Cross-entropy to a blend of the class and the annotators' probability, smoothed."""
-    blend = 0.5 * F.one_hot(labels, 2) + 0.5 * soft
-    return F.cross_entropy(logits, 0.95 * blend + 0.025)
+    return F.cross_entropy(logits, 0.95 * blended(labels, soft) + 0.025)
 
 
 def feature_loss(
@@ -96,6 +97,37 @@ def feature_loss(
     """Squared error of standardised tokens; the class token counts as much as all patches."""
     error = ((predicted - wanted) / deviation).square()
     return 0.5 * error[:, 0].mean() + 0.5 * error[:, 1:].mean()
+
+
+def class_tokens(student: Student, images: torch.Tensor) -> torch.Tensor:
+    """Return the normalised class tokens of clean photographs."""
+    student.eval()
+    batches = track(images.split(BATCH), description="Class tokens")
+    with torch.no_grad():
+        return torch.cat([student.vit.forward_features(to_input(b))[:, 0] for b in batches])
+
+
+def fit_head(student: Student, train: Split) -> None:
+    """Fit the classification head to frozen class tokens by logistic regression."""
+    tokens = class_tokens(student, train.images)
+    mean, deviation = tokens.mean(dim=0), tokens.std(dim=0)
+    inputs = (tokens - mean) / deviation
+    goal = blended(train.labels, train.soft_labels)
+    weight = torch.zeros(2, inputs.shape[1], requires_grad=True)
+    bias = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(inputs, weight, bias), goal)
+        loss = loss + 2 * HEAD_DECAY * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    scaled = weight.detach() / deviation
+    student.vit.head.weight.data.copy_(scaled)
+    student.vit.head.bias.data.copy_(bias.detach() - scaled @ mean)
 
 
 def initialise(arguments: argparse.Namespace, train: Split) -> tuple[Student, Targets]:
@@ -123,21 +155,17 @@ def initialise(arguments: argparse.Namespace, train: Split) -> tuple[Student, Ta
         )
         student.to_teacher.weight.data.copy_(weight)
         student.to_teacher.bias.data.copy_(bias)
+        fit_head(student, train)
         torch.save(student.state_dict(), path)
     return student, Targets(views)
 
 
 def parameter_groups(student: Student) -> list[dict]:
-    """Split the parameters: no weight decay on vectors, and a faster start for the new head."""
-    head = [p for p in student.vit.head.parameters()]
-    rest = [p for n, p in student.named_parameters() if not n.startswith("vit.head.")]
-    matrices = [p for p in rest if p.ndim > 1 and p.shape[0] > 1]
-    vectors = [p for p in rest if not (p.ndim > 1 and p.shape[0] > 1)]
-    return [
-        {"params": matrices, "weight_decay": 0.05, "factor": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "factor": 1.0},
-        {"params": head, "weight_decay": 0.05, "factor": 4.0},
-    ]
+    """Split the parameters: vectors (biases, norms, class token) take no weight decay."""
+    parameters = list(student.parameters())
+    matrices = [p for p in parameters if p.ndim > 1 and p.shape[0] > 1]
+    vectors = [p for p in parameters if not (p.ndim > 1 and p.shape[0] > 1)]
+    return [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -162,53 +190,39 @@ class Trainer:
         self.forward: Callable = torch.compile(student, dynamic=False)
         self.epoch = 0
 
-    def distil_loss(self, indices: torch.Tensor) -> torch.Tensor:
+    def loss(self, indices: torch.Tensor) -> torch.Tensor:
         """Follow the teacher's tokens and the labels on a random part of the patches."""
         views = torch.randint(self.arguments.views, (len(indices),), generator=self.generator)
         images = dihedral_batch(self.train.images[indices], views).float() / 255
-        kept = self.kept(len(indices), self.arguments.distil_keep)
-        logits, tokens = self.forward(to_input(photometric(images, self.generator)), kept)
+        images = to_input(photometric(images, self.generator))
+        kept = random_patches(len(indices), PATCHES, self.arguments.keep, self.generator)
+        logits, tokens = self.forward(images, kept)
         wanted = select_tokens(self.targets.batch(indices, views), kept)
-        loss = feature_loss(tokens, wanted, self.targets.deviation)
-        return loss + self.label_term(logits, indices)
+        labels, soft = self.train.labels[indices], self.train.soft_labels[indices]
+        distilled = feature_loss(tokens, wanted, self.targets.deviation)
+        return distilled + label_loss(logits, labels, soft)
 
-    def finetune_loss(self, indices: torch.Tensor) -> torch.Tensor:
-        """Follow the labels alone, under geometric augmentation too."""
-        views = torch.randint(VIEWS, (len(indices),), generator=self.generator)
-        images = dihedral_batch(self.train.images[indices], views).float() / 255
-        images = photometric(jitter_geometry(images, IMAGE_SIZE, self.generator), self.generator)
-        kept = self.kept(len(indices), self.arguments.finetune_keep)
-        logits, _ = self.forward(to_input(images), kept)
-        return self.label_term(logits, indices)
+    def step(self, indices: torch.Tensor, rate: float) -> float:
+        """Take one optimiser step and return the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.loss(indices)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.student)
+        return float(loss.detach())
 
-    def kept(self, count: int, keep: int) -> torch.Tensor:
-        """Choose the patches to keep."""
-        return random_patches(count, PATCHES, keep, self.generator)
-
-    def label_term(self, logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Return the label loss of a batch."""
-        return label_loss(logits, self.train.labels[indices], self.train.soft_labels[indices])
-
-    def run_epoch(self, phase: str, first: int, epochs: int) -> float:
-        """Train for one epoch of a phase that began at epoch `first`; return the mean loss."""
-        loss_of = self.distil_loss if phase == "distil" else self.finetune_loss
-        peak = self.arguments.lr if phase == "distil" else self.arguments.finetune_lr
+    def run_epoch(self) -> float:
+        """Train for one epoch; return the mean loss."""
         order = torch.randperm(len(self.train.labels), generator=self.generator)
         batches = [batch for batch in order.split(BATCH) if len(batch) == BATCH]
         total = 0.0
         self.student.train()
-        for number, indices in enumerate(track(batches, description=f"Epoch {self.epoch}")):
-            step = (self.epoch - first) * len(batches) + number
-            rate = learning_rate(step, epochs * len(batches), peak)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            loss = loss_of(indices)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-            self.optimizer.step()
-            self.average.update(self.student)
-            total += float(loss.detach())
+        for number, indices in enumerate(track(batches, description=f"Epoch {self.epoch + 1}")):
+            step, steps = self.epoch * len(batches) + number, self.arguments.epochs * len(batches)
+            total += self.step(indices, learning_rate(step, steps, self.arguments.lr))
         self.epoch += 1
         return total / len(batches)
 
@@ -244,6 +258,14 @@ def validate(vit: nn.Module, split: Split) -> tuple[float, float]:
     return float(accuracy), float(F.cross_entropy(logits, split.labels))
 
 
+def report(trainer: Trainer, output: Path, val: Split, loss: float | None) -> None:
+    """Store the averaged weights and validate them as stored."""
+    save_student(trainer.average.model.vit, output)
+    accuracy, entropy = validate(load_student(output), val)
+    record = {"epoch": trainer.epoch, "loss": loss, "val_accuracy": accuracy, "val_ce": entropy}
+    print(json.dumps(record), flush=True)
+
+
 def main() -> None:
     """Train, validating the stored weights as they are: the test split is never read."""
     arguments = build_parser().parse_args()
@@ -255,17 +277,12 @@ def main() -> None:
     checkpoint = arguments.cache_dir / f"train.seed{arguments.seed}.pt"
     if checkpoint.exists():
         trainer.restore(checkpoint)
-    distil, total = arguments.distil_epochs, arguments.distil_epochs + arguments.finetune_epochs
-    while trainer.epoch < total:
-        if trainer.epoch < distil:
-            loss = trainer.run_epoch("distil", 0, distil)
-        else:
-            loss = trainer.run_epoch("finetune", distil, arguments.finetune_epochs)
+    if trainer.epoch == 0:
+        report(trainer, arguments.output, val, None)
+    while trainer.epoch < arguments.epochs:
+        loss = trainer.run_epoch()
         trainer.save(checkpoint)
-        save_student(trainer.average.model.vit, arguments.output)
-        accuracy, entropy = validate(load_student(arguments.output), val)
-        record = {"epoch": trainer.epoch, "loss": loss, "val_accuracy": accuracy, "val_ce": entropy}
-        print(json.dumps(record), flush=True)
+        report(trainer, arguments.output, val, loss)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids, Link, Port, Relation
 from slimdeploy.graph.blocks import Block, all_ids, token_axes
-from slimdeploy.graph.work import Node, Tensor, Work, is_constant, node_error
+from slimdeploy.graph.work import Node, Tensor, Work, is_constant, is_read, node_error
 
 Axis = tuple[str, int]
 
@@ -69,10 +69,11 @@ class _Pass:
         self.flow = flow
 
     def ports(self, tensors: Sequence[Tensor]) -> list[tuple[Port, Axis]]:
-        """The token axes among a node's operands."""
+        """The token axes among a node's inputs or outputs; an output that no one reads has none."""
         return [
             (Port(index, axis), (tensor.name, axis))
             for index, tensor in enumerate(tensors)
+            if is_read(self.work, tensor)
             for axis in sorted(self.flow.axes.get(tensor.name, ()))
         ]
 
@@ -205,7 +206,7 @@ class _Backward(_Pass):
 
     def _image(self, node: Node, link: Link) -> set[int]:
         output = node.outputs[link.output.operand].name
-        ids = self.flow.computed[output, link.output.axis]
+        ids = self.flow.computed.get((output, link.output.axis), ())
         return {at for j in ids if (at := link.position(j)) >= 0}
 
     def _shared(self, node: Node, group: tuple[Port, ...]) -> Ids:

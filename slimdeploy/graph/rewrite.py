@@ -6,7 +6,7 @@ positions themselves; each has a function in `SPECIAL`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,7 +16,7 @@ from slimdeploy.graph.blocks import all_ids
 from slimdeploy.graph.emit import is_identity, positions, select, select_constant
 from slimdeploy.graph.flow import Flow
 from slimdeploy.graph.passes.canonical_reshape import set_target
-from slimdeploy.graph.work import Node, Tensor, Work, is_constant, node_error
+from slimdeploy.graph.work import Node, Tensor, Work, is_constant, is_read, node_error
 
 
 class Rewriter:
@@ -40,10 +40,12 @@ class Rewriter:
         for index, tensor in enumerate(node.inputs):
             node.inputs[index] = self.narrowed(node, index, tensor)
 
-    def narrowed(self, node: Node, index: int, tensor: Tensor) -> Tensor:
-        """Operand number `index` of `node`, with the ids asked for."""
+    def narrowed(
+        self, node: Node, index: int, tensor: Tensor, leave: Collection[int] = ()
+    ) -> Tensor:
+        """Operand number `index` of `node` with the ids asked for, but for the axes to `leave`."""
         name = tensor.name
-        for axis in sorted(self.flow.axes.get(name, ())):
+        for axis in sorted(self.flow.axes.get(name, set()).difference(leave)):
             ids = self.flow.asked.get((id(node), Port(index, axis)))
             if ids is not None:
                 tensor = self.take(tensor, name, axis, ids)
@@ -117,22 +119,17 @@ def _expand(rewriter: Rewriter, node: Node) -> None:
 
 def _slice(rewriter: Rewriter, node: Node) -> None:
     """A sliced token axis becomes a selection; what else is sliced stays."""
-    data = node.inputs[0]
-    name, moved = data.name, set()
-    output = node.outputs[0].name
-    for link in rewriter.work.relation(node).links:
-        axis = link.input.axis
-        if link.source is None or not rewriter.is_touched(node, link):
-            continue
+    name, output = node.inputs[0].name, node.outputs[0].name
+    sliced = [link for link in rewriter.work.relation(node).links if link.source is not None]
+    moved = [link for link in sliced if rewriter.is_touched(node, link)]
+    data = rewriter.narrowed(node, 0, node.inputs[0], {link.input.axis for link in sliced})
+    for link in moved:
         ids = [link.position(j) for j in rewriter.held(output, link.output.axis)]
-        data = rewriter.take(data, name, axis, ids)
-        moved.add(axis)
-    rest = {axis for axis in rewriter.flow.axes.get(name, ()) if axis not in moved}
-    for axis in sorted(rest):
-        data = rewriter.take(data, name, axis, rewriter.flow.asked[id(node), Port(0, axis)])
+        data = rewriter.take(data, name, link.input.axis, ids)
     node.inputs[0] = data
     if moved:
-        _drop_sliced_axes(rewriter.work, node, moved, len(rewriter.work.facts.shape(name)))
+        axes = {link.input.axis for link in moved}
+        _drop_sliced_axes(rewriter.work, node, axes, len(rewriter.work.facts.shape(name)))
 
 
 def _drop_sliced_axes(work: Work, node: Node, moved: set[int], rank: int) -> None:
@@ -164,16 +161,16 @@ def _become_identity(node: Node, data: Tensor) -> None:
 def _split(rewriter: Rewriter, node: Node) -> None:
     """A split token axis becomes one selection per output."""
     links = [link for link in rewriter.work.relation(node).links if link.source is not None]
+    name, outputs = node.inputs[0].name, list(node.outputs)
+    data = rewriter.narrowed(node, 0, node.inputs[0], {link.input.axis for link in links})
     if not any(rewriter.is_touched(node, link) for link in links):
-        rewriter.narrow_inputs(node)
+        node.inputs[0] = data
         return
-    data = node.inputs[0]
-    name, outputs = data.name, list(node.outputs)
-    for axis in sorted(rewriter.flow.axes[name] - {links[0].input.axis}):
-        data = rewriter.take(data, name, axis, rewriter.flow.asked[id(node), Port(0, axis)])
     node.outputs.clear()
     for link in links:
         output = outputs[link.output.operand]
+        if not is_read(rewriter.work, output):
+            continue
         ids = [link.position(j) for j in rewriter.held(output.name, link.output.axis)]
         part = rewriter.take(data, name, link.input.axis, ids)
         rewriter.work.graph.nodes.append(gs.Node("Identity", output.name, {}, [part], [output]))
@@ -188,9 +185,7 @@ def _gather(rewriter: Rewriter, node: Node) -> None:
     if indices is None or axis not in rewriter.flow.axes.get(name, ()):
         rewriter.narrow_inputs(node)
         return
-    for other in sorted(rewriter.flow.axes[name] - {axis}):
-        ids = rewriter.flow.asked[id(node), Port(0, other)]
-        node.inputs[0] = rewriter.take(node.inputs[0], name, other, ids)
+    node.inputs[0] = rewriter.narrowed(node, 0, node.inputs[0], {axis})
     wanted = np.mod(indices, len(rewriter.dense(name, axis)))
     for link in relation.of_input(Port(0, axis)):
         wanted = wanted[list(rewriter.held(node.outputs[0].name, link.output.axis))]

@@ -31,7 +31,10 @@ class Work:
     origin: onnx.ModelProto
     notes: list[str] = field(default_factory=list)
     _relations: dict[int, Relation] = field(default_factory=dict)
-    _count: int = 0
+    _names: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._names.update(self.graph.tensors())
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Work:
@@ -82,16 +85,23 @@ class Work:
         return output
 
     def fresh(self, stem: str) -> str:
-        """A name that no tensor bears yet."""
-        while (name := f"{stem}.slim{self._count}") in self.facts.shapes:
-            self._count += 1
-        self._count += 1
+        """`stem`, numbered if a tensor bears that name already."""
+        name, number = stem, 0
+        while name in self._names:
+            number += 1
+            name = f"{stem}.{number}"
+        self._names.add(name)
         return name
 
 
 def is_constant(tensor: Tensor) -> bool:
     """Whether the tensor is stored in the file."""
     return isinstance(tensor, gs.Constant)
+
+
+def is_read(work: Work, tensor: Tensor) -> bool:
+    """Whether a node or the caller reads `tensor`."""
+    return bool(tensor.outputs) or _is_end(work, tensor)
 
 
 def producer(tensor: Tensor) -> Node | None:
@@ -118,9 +128,20 @@ def replace_uses(old: Tensor, new: Tensor) -> None:
 
 
 def drop_identities(work: Work) -> None:
-    """Bypass every Identity whose output is not one of the graph's."""
+    """Bypass every Identity, except from one graph input or output to another."""
     work.graph.cleanup()  # nodes whose outputs were folded have none left
     for node in list(work.graph.nodes):
-        inner = not any(node.outputs[0] is output for output in work.graph.outputs)
-        if node.op == "Identity" and inner:
-            replace_uses(node.outputs[0], node.inputs[0])
+        if node.op != "Identity":
+            continue
+        source, target = node.inputs[0], node.outputs[0]
+        if not _is_end(work, target):
+            replace_uses(target, source)
+        elif (maker := producer(source)) is not None and not _is_end(work, source):
+            node.outputs.clear()
+            place = next(i for i, output in enumerate(maker.outputs) if output is source)
+            maker.outputs[place] = target
+            replace_uses(source, target)
+
+
+def _is_end(work: Work, tensor: Tensor) -> bool:
+    return any(tensor is output for output in work.graph.outputs)

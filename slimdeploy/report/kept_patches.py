@@ -63,13 +63,9 @@ def draw_kept_patches(
     head = 0.54 if title else 0.28
     figure = Figure(figsize=(width, sum(height) + head + 0.22), facecolor="white")
     axes = figure.subplots(len(views), len(chosen) + 1, squeeze=False, height_ratios=height)
+    masks = [kept_mask(keep[layer - 1], grid, prefix) for layer in chosen]
     for row, view in zip(axes, views, strict=True):
-        row[0].imshow(view)
-        for panel, layer in zip(row[1:], chosen, strict=True):
-            mask = kept_mask(keep[layer - 1], grid, prefix)
-            panel.imshow(fade(view, mask))
-        for panel in row:
-            _bare(panel)
+        _draw_row(row, view, masks)
     axes[0][0].set_title("what the model sees" if preprocessing else "photograph", **_LABEL)
     _label_layers(axes[0][1:], keep, chosen, grid, prefix)
     _caption(figure, title, _summary(keep, grid, prefix, macs))
@@ -83,6 +79,15 @@ def draw_kept_patches(
     )
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=160, format="png")
+
+
+def _draw_row(
+    row: Sequence[Any], view: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]
+) -> None:
+    """The photograph, then what each mask leaves of it."""
+    for panel, pixels in zip(row, (view, *(fade(view, mask) for mask in masks)), strict=True):
+        panel.imshow(pixels)
+        _bare(panel)
 
 
 def kept_mask(keep: Sequence[int], grid: tuple[int, int], prefix: int) -> NDArray[np.bool_]:

@@ -40,7 +40,7 @@ class Checkpoint:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as file:
                     state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                    metadata = file.metadata() or {}
+                    metadata = _flat(file.metadata() or {})
             else:
                 state, metadata = load_state_dict(str(path), weights_only=True), {}
         except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
@@ -111,8 +111,14 @@ def save_weights(
         "preprocessing": json.dumps(preprocessing.model_dump(mode="json")),
         **(extra or {}),
     }
+    # One key: the library writes several in random order, and equal weights should be equal files.
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata)
+        save_file(state, temporary, {"slimdeploy": json.dumps(metadata, sort_keys=True)})
+
+
+def _flat(metadata: dict[str, str]) -> dict[str, str]:
+    """A file's metadata, whether written by `save_weights` or key by key."""
+    return {**metadata, **json.loads(metadata.get("slimdeploy", "{}"))}
 
 
 def file_metadata(path: Path) -> dict[str, str]:
@@ -121,4 +127,4 @@ def file_metadata(path: Path) -> dict[str, str]:
         return {}
     read_bytes(path)
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+        return _flat(file.metadata() or {})

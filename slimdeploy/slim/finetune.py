@@ -147,8 +147,12 @@ class Finetuner:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         try:
             yield from self.loader
-        except InputError as error:  # a worker's error arrives with its traceback as text
-            raise InputError(str(error).strip().splitlines()[-1].partition("Error: ")[2]) from None
+        except InputError as error:
+            last = str(error).strip().splitlines()[-1]
+            if last == str(error):
+                raise
+            # A worker's error arrives with its traceback as text.
+            raise InputError(last.partition("Error: ")[2]) from None
 
     def _step(self, images: Tensor, target: Tensor) -> float:
         device = self.options.device
@@ -165,7 +169,7 @@ class Finetuner:
     def _identity(self) -> str:
         """What must be equal for an unfinished run to be continued."""
         settings = {**asdict(self.options), "schedule": self.schedule.digest, "n": len(self.data)}
-        weights = sum(float(p.double().abs().sum()) for p in self.start.parameters())
+        weights = sum(float(p.detach().double().abs().sum()) for p in self.start.parameters())
         return json.dumps({**settings, "start": weights}, sort_keys=True)
 
     def _save(self, epoch: int) -> None:

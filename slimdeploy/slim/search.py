@@ -176,14 +176,14 @@ def _grow(
         if len(keep) == tried:
             continue  # the r best were all kept already: the same candidate
         tried = len(keep)
-        _reconstruct(problem, keep, options)
+        recover(problem, keep, options)
         error = problem.error(keep)
         if error <= options.tolerance or len(keep) == state.tokens:
             break
     return keep, error
 
 
-def _reconstruct(problem: LayerProblem, keep: list[int], options: SearchOptions) -> None:
+def recover(problem: LayerProblem, keep: list[int], options: SearchOptions) -> None:
     """Reset the block to its dense weights and let it recover for this candidate."""
     state, index = problem.state, problem.layer - 1
     block, dense = state.slim.blocks[index], state.dense.blocks[index]

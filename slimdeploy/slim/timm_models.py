@@ -127,11 +127,10 @@ def check_supported(model: Vit, name: str) -> None:
         reason = f"pools with '{model.global_pool}' over all patches, so none can be dropped"
     elif model.cls_token is None:
         reason = "has no class token"
-    elif getattr(model, "dynamic_img_size", False):
-        reason = "takes images of any size, but kept positions are static"
     else:
         for index, block in enumerate(model.blocks):
-            kinds = (type(block), type(block.attn), type(block.mlp))
+            parts = (block, getattr(block, "attn", None), getattr(block, "mlp", None))
+            kinds = tuple(type(part) for part in parts)
             if kinds != (Block, Attention, Mlp):
                 names = ", ".join(kind.__name__ for kind in kinds)
                 reason = f"has {names} as block {index}, which the slim model does not know"
@@ -154,9 +153,13 @@ def _check_name(name: str) -> None:
         raise InputError(f"--model {name}: timm has no model of that name{hint}")
 
 
-def _create(name: str, kwargs: dict[str, Any]) -> Vit:
+def _create(name: str, kwargs: dict[str, Any], pretrained: bool = False) -> Vit:
+    """The model for images of one size: which patches are kept is a question of position."""
     try:
-        model: Vit = timm.create_model(name, pretrained=False, **kwargs)
+        model: Vit = timm.create_model(name, pretrained=pretrained, **kwargs)
+        if getattr(model, "dynamic_img_size", False):
+            kwargs = {**kwargs, "dynamic_img_size": False}
+            model = timm.create_model(name, pretrained=pretrained, **kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {name}: timm cannot create it: {one_line(error)}") from error
     return model
@@ -164,7 +167,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> Vit:
 
 def _pretrained(name: str, kwargs: dict[str, Any]) -> Vit:
     try:
-        model: Vit = timm.create_model(name, pretrained=True, **kwargs)
+        model: Vit = _create(name, kwargs, pretrained=True)
     except Exception as error:  # the hub client raises its own, httpx's and OS errors
         raise MissingError(
             f"--model {name}: pretrained weights cannot be downloaded ({one_line(error, 80)}); "

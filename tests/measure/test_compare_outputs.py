@@ -22,7 +22,8 @@ def test_equal_outputs_pass() -> None:
     parity.require("a vs b")
 
 
-@given(st.floats(1e-6, 1e6), st.floats(0.1, 1.9))
+# At exactly 1 the rounding of the test's own sums decides.
+@given(st.floats(1e-6, 1e6), st.floats(0.1, 0.999) | st.floats(1.001, 1.9))
 def test_the_tolerance_scales_with_the_reference(scale: float, share: float) -> None:
     reference = LOGITS.astype(np.float64) * scale
     other = reference.copy()

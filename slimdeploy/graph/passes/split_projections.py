@@ -162,13 +162,13 @@ class _Fused:
         for bias in self.biases:
             constant = next(t for t in bias.inputs if is_constant(t))
             added = _columns(work, constant, part.columns, -1, self.width)
-            tensor = work.add("Add", stem, [tensor, added])
+            tensor = work.add("Add", f"{stem}.bias", [tensor, added])
         if len(part.split) > 1:
             target = [*(0 for _ in self.rows), *part.split]
             shape = work.constant(f"{stem}.target", np.asarray(target, np.int64))
-            tensor = work.add("Reshape", stem, [tensor, shape])
+            tensor = work.add("Reshape", f"{stem}.heads", [tensor, shape])
         if part.perm != tuple(range(len(part.perm))):
-            tensor = work.add("Transpose", stem, [tensor], perm=list(part.perm))
+            tensor = work.add("Transpose", f"{stem}.by_head", [tensor], perm=list(part.perm))
         return tensor
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import onnx
-import pytest
+import onnxruntime as ort
 import timm.layers
 import torch
+from numpy.typing import NDArray
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
@@ -76,6 +77,11 @@ def export(kind: str, exporter: str, dynamic: bool) -> onnx.ModelProto:
         return onnx.load_from_string(buffer.getvalue())
 
 
-@pytest.fixture(scope="session")
-def exported() -> Callable[[str, str, bool], onnx.ModelProto]:
-    return export
+def run(model: onnx.ModelProto, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The model's logits, by ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    logits: NDArray[np.float32] = session.run(None, {"image": image})[0]
+    return logits

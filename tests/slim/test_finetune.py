@@ -1,0 +1,98 @@
+"""Fine-tuning: it learns, it resumes to the same weights, it refuses broken images in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slimdeploy.errors import InputError
+from slimdeploy.images import ImageFolder
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.schedule import KeepSchedule, Layer, Provenance
+from slimdeploy.slim.finetune import Finetuner, FinetuneOptions
+from slimdeploy.slim.timm_models import describe
+
+PREPROCESSING = Preprocessing(
+    input_size=(3, 64, 64),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    interpolation="bilinear",
+    crop_pct=1.0,
+    crop_mode="center",
+)
+KEEP = [list(range(17)), [0, *range(1, 17, 2)], [0, 3, 7, 11, 15], [0]]
+
+
+def runner(
+    make_vit: Callable[..., Any], folder: Path, state: Path | None = None, **options: Any
+) -> Finetuner:
+    dense = make_vit(num_classes=2)
+    schedule = KeepSchedule(
+        model=describe(dense, "small"),
+        layers=tuple(Layer(keep=tuple(ids)) for ids in KEEP),
+        provenance=Provenance(slimdeploy="test"),
+    )
+    fields = {"epochs": 2, "batch_size": 8, "workers": 0, "lr": 1e-3, **options}
+    data = ImageFolder.open(folder, "train")
+    return Finetuner(dense, dense, schedule, data, PREPROCESSING, FinetuneOptions(**fields), state)
+
+
+def test_training_lowers_the_loss_and_leaves_the_teacher_alone(
+    make_vit: Callable[..., Any], photographs: Path
+) -> None:
+    run = runner(make_vit, photographs, epochs=6)
+    before = {name: value.clone() for name, value in run.dense.state_dict().items()}
+    losses = [run._epoch(epoch) for epoch in range(6)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.equal(value, before[name]) for name, value in run.dense.state_dict().items())
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    make_vit: Callable[..., Any], photographs: Path, tmp_path: Path
+) -> None:
+    whole = runner(make_vit, photographs).run().state_dict()
+    state = tmp_path / "run.state"
+    first = runner(make_vit, photographs, state)
+    epoch = first._epoch
+
+    def killed_in_the_second(index: int) -> float:
+        if index == 1:
+            raise KeyboardInterrupt
+        return epoch(index)
+
+    first._epoch = killed_in_the_second  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = runner(make_vit, photographs, state)
+    resumed = second.run().state_dict()
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    second.finished()
+    assert not state.exists()
+
+
+def test_another_runs_state_is_not_used(
+    make_vit: Callable[..., Any], photographs: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "run.state"
+    runner(make_vit, photographs, state, epochs=1).run()
+    assert runner(make_vit, photographs, state, epochs=1)._resume() == 1
+    assert runner(make_vit, photographs, state, epochs=1, lr=1e-4)._resume() == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_one_line(
+    make_vit: Callable[..., Any], photographs: Path, tmp_path: Path, workers: int
+) -> None:
+    import shutil
+
+    shutil.copytree(photographs, tmp_path / "data")
+    broken = tmp_path / "data" / "train" / "dark" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(InputError) as caught:
+        runner(make_vit, tmp_path / "data", workers=workers).run()
+    assert str(broken) in str(caught.value)
+    assert "\n" not in str(caught.value)

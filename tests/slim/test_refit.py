@@ -1,0 +1,89 @@
+"""Closed-form refit: it is the ridge solution, it helps, and it changes nothing when it need not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.refit import RefitOptions, _Normal, refit_model
+from slimdeploy.slim.timm_models import describe
+
+KEEP = [list(range(0, 17, 1)), [0, *range(1, 17, 2)], [0, 3, 7, 11, 15], [0]]
+
+
+def refitted(model: Any, images: torch.Tensor, **options: Any) -> Any:
+    state = Calibration(model, describe(model, "small"), images, batch_size=8)
+    result = copy.deepcopy(model)
+    refit_model(state, result, KEEP, RefitOptions(**options))
+    return result
+
+
+def head_error(model: Any, dense: Any, images: torch.Tensor) -> float:
+    with torch.no_grad():
+        wanted = dense.norm(dense.forward_features(images))[:, 0]
+        found = dense.norm(SlimVit(model, KEEP).forward_features(images))[:, 0]
+    return float((found - wanted).square().sum() / wanted.square().sum())
+
+
+def pictures(n: int, seed: int) -> torch.Tensor:
+    """Smooth random images: a few large blobs, so that patches of one say something of others."""
+    coarse = torch.randn(n, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")
+
+
+@pytest.mark.parametrize("variant", [{}, {"init_values": 0.3}], ids=str)
+def test_refit_brings_unseen_images_closer(make_vit: Callable[..., Any], variant: dict) -> None:
+    dense = make_vit(**variant)
+    result = refitted(dense, pictures(64, 0), strength=0.01)
+    unseen = pictures(32, 1)
+    assert head_error(result, dense, unseen) < 0.5 * head_error(dense, dense, unseen)
+
+
+def test_only_the_two_output_layers_change(make_vit: Callable[..., Any]) -> None:
+    dense = make_vit()
+    result = refitted(dense, pictures(32, 0))
+    after = dict(result.named_parameters())
+    changed = {n for n, p in dense.named_parameters() if not torch.equal(p, after[n])}
+    assert changed
+    assert all(".attn.proj." in name or ".mlp.fc2." in name for name in changed)
+    assert not any(name.startswith("blocks.0.") for name in changed), "block 1 keeps all tokens"
+
+
+def test_a_strong_prior_keeps_the_old_function(make_vit: Callable[..., Any]) -> None:
+    dense, images = make_vit(init_values=0.3), pictures(16, 0)
+    result = refitted(dense, images, strength=1e12)
+    weight = result.blocks[1].mlp.fc2.weight
+    gamma = dense.blocks[1].ls2.gamma
+    assert torch.allclose(weight, dense.blocks[1].mlp.fc2.weight * gamma[:, None], atol=1e-5)
+    assert torch.equal(result.blocks[1].ls2.gamma, torch.ones(48)), "LayerScale is folded"
+
+
+def test_normal_equations_are_weighted_ridge_regression() -> None:
+    torch.manual_seed(0)
+    inputs, target = torch.randn(5, 4, 3), torch.randn(5, 4, 2)
+    weights = torch.tensor([30.0, 1.0, 1.0, 2.0])
+    normal = _Normal(bias=True)
+    for part in (slice(0, 2), slice(2, 5)):
+        normal.add(inputs[part], target[part], weights)
+    found = normal.solve(0.7)
+    a = torch.cat([inputs, torch.ones(5, 4, 1)], -1).reshape(20, 4).double()
+    w = torch.diag(weights.repeat(5)).double()
+    left = a.T @ w @ a
+    ridge = (
+        torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])).double() * 0.7 * left.diagonal()[:3].mean()
+    )
+    wanted = torch.linalg.solve(left + ridge, a.T @ w @ target.reshape(20, 2).double())
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_layers_without_a_bias_get_none(make_vit: Callable[..., Any]) -> None:
+    dense = make_vit(proj_bias=False)
+    result = refitted(dense, pictures(32, 0))
+    assert result.blocks[1].mlp.fc2.bias is None
+    assert result.state_dict().keys() == dense.state_dict().keys()

@@ -1,0 +1,74 @@
+"""Counts and positions: budgets are met, sets nest, ranks are what their names say."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.errors import InputError
+from slimdeploy.macs import mac_reduction
+from slimdeploy.positions import Positions, keep_by_rank, rank_positions
+from slimdeploy.schedule import token_problem
+from tests.conftest import geometry
+from tests.test_macs import deit
+
+shapes = st.sampled_from(get_args(Shape))
+
+
+@given(shapes, st.floats(0, 0.6), st.sampled_from([1, 8, 16]))
+def test_counts_save_what_was_asked_and_never_rise(
+    shape: Shape, wanted: float, multiple_of: int
+) -> None:
+    counts = counts_for_budget(deit(192), wanted, shape, multiple_of)
+    assert mac_reduction(deit(192), counts) >= wanted
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 1
+    assert all(count % multiple_of == 0 or count == 197 for count in counts[:-1])
+
+
+@given(shapes, st.floats(0.1, 0.6))
+def test_counts_are_the_mildest(shape: Shape, wanted: float) -> None:
+    saved = mac_reduction(deit(192), counts_for_budget(deit(192), wanted, shape))
+    assert saved < wanted + 0.02
+
+
+def test_the_counts_of_the_reference_table() -> None:
+    counts = counts_for_budget(deit(192), 0.462, "geometric")
+    expected = [179, 162, 147, 134, 122, 110, 100, 91, 83, 75, 68, 1]
+    assert np.abs(np.subtract(counts, expected)).max() <= 1
+
+
+@pytest.mark.parametrize("wanted", [-0.1, 1.0, 1.7, 0.99])
+def test_a_budget_out_of_reach_is_refused(wanted: float) -> None:
+    with pytest.raises(InputError, match=f"--mac-reduction {wanted}: "):
+        counts_for_budget(deit(192), wanted, "linear")
+
+
+@given(st.sampled_from(get_args(Positions)), st.floats(0.1, 0.6), st.integers(0, 99))
+def test_kept_positions_are_a_legal_schedule(
+    positions: Positions, wanted: float, seed: int
+) -> None:
+    model = deit(192)
+    rank = rank_positions(model, positions, seed)
+    keep = keep_by_rank(model, rank, counts_for_budget(model, wanted))
+    assert token_problem(model, keep) is None
+
+
+def test_centre_keeps_the_middle_and_grid_the_spread() -> None:
+    model = geometry()
+    centre = keep_by_rank(model, rank_positions(model, "centre"), [5] * 4)[0]
+    assert centre == (0, 6, 7, 10, 11)
+    grid = keep_by_rank(model, rank_positions(model, "grid"), [5] * 4)[0]
+    corners = {1, 4, 13, 16}
+    assert len(corners & set(grid)) >= 3
+
+
+def test_random_positions_follow_the_seed() -> None:
+    first, same, other = (rank_positions(geometry(), "random", seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)

@@ -1,0 +1,39 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from slimdeploy.errors import InputError
+from slimdeploy.files import atomic_path, check_writable, write_text
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_text(target, "old")
+    with pytest.raises(RuntimeError), atomic_path(target) as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_written_file_has_ordinary_permissions(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.json"
+    write_text(target, "new")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_targets_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/a.json: cannot be written \("):
+        check_writable(tmp_path / "file" / "a.json")
+    with pytest.raises(InputError, match="is a folder; name a file with --output"):
+        check_writable(tmp_path)
+    check_writable(tmp_path / "fine.json")
+    assert not (tmp_path / "fine.json").exists()
