@@ -13,7 +13,6 @@ from PIL import Image
 
 from slimdeploy.schedule import KeepSchedule, Layer, ModelGeometry, Provenance
 
-
 # A loaded machine is slow, not wrong.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")

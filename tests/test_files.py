@@ -14,9 +14,14 @@ from slimdeploy.files import atomic_path, check_writable, write_text
 def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     write_text(target, "old")
-    with pytest.raises(RuntimeError), atomic_path(target) as path:
-        path.write_text("half")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with atomic_path(target) as path:
+            path.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

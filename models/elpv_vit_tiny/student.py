@@ -96,6 +96,7 @@ def save_student(vit: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file(state, partial, metadata=metadata)
+    partial.chmod(0o644)
     os.replace(partial, path)
 
 

@@ -16,7 +16,6 @@ from torch import nn
 TEACHER_NAME = "vit_small_patch14_dinov2.lvd142m"
 IMAGE_SIZE = 196  # 14 x 14 patches of 14 pixels: the token grid of the student at 224 pixels
 GREY_MEAN, GREY_STD = 0.449, 0.226  # ImageNet's statistics, averaged over the colours
-MIDDLE_BLOCK = 8  # features are cached after this many blocks, and after the final norm
 
 
 def load_teacher(checkpoint: Path | None) -> nn.Module:
@@ -36,38 +35,29 @@ def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
 
-def token_features(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the tokens after `MIDDLE_BLOCK` blocks and those after the final norm."""
-    tokens = embed(model, images)
-    for block in model.blocks[:MIDDLE_BLOCK]:
-        tokens = block(tokens)
-    middle = tokens
-    for block in model.blocks[MIDDLE_BLOCK:]:
-        tokens = block(tokens)
-    return middle, model.norm(tokens)
+def token_features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the tokens after the final norm."""
+    return model.norm(model.blocks(embed(model, images)))
 
 
 @torch.inference_mode()
 def cache_view(
     model: nn.Module, images: torch.Tensor, view: int, prefix: Path, batch_size: int = 32
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return float16 memory maps of the features of one symmetry view, computing them if absent."""
-    paths = [prefix.with_name(f"{prefix.name}.view{view}.{part}.npy") for part in ("mid", "final")]
-    if not all(path.exists() for path in paths):
-        partial = [path.with_suffix(".partial.npy") for path in paths]
+) -> np.ndarray:
+    """Return a float16 memory map of the tokens of one symmetry view, computing it if absent."""
+    path = prefix.with_name(f"{prefix.name}.view{view}.final.npy")
+    if not path.exists():
+        partial = path.with_suffix(".partial.npy")
         shape = (len(images), model.patch_embed.num_patches + 1, model.embed_dim)
-        maps = [np.lib.format.open_memmap(path, "w+", np.float16, shape) for path in partial]
+        memory = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
         compiled = torch.compile(token_features, dynamic=False)
         starts = range(0, len(images), batch_size)
-        for start in track(starts, description=f"Teacher features of {prefix.name}, view {view}"):
+        for start in track(starts, description=f"Teacher tokens, view {view}"):
             batch = dihedral(images[start : start + batch_size], view)
             # A last, smaller batch is not worth another compilation.
             extract = compiled if len(batch) == batch_size else token_features
-            features = extract(model, to_input(batch, GREY_MEAN, GREY_STD))
-            for memory, tokens in zip(maps, features, strict=True):
-                memory[start : start + batch_size] = tokens.half().numpy()
-        for memory, source, target in zip(maps, partial, paths, strict=True):
-            memory.flush()
-            os.replace(source, target)
-    middle, final = (np.load(path, mmap_mode="r") for path in paths)
-    return middle, final
+            tokens = extract(model, to_input(batch, GREY_MEAN, GREY_STD))
+            memory[start : start + batch_size] = tokens.half().numpy()
+        memory.flush()
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")

@@ -136,9 +136,7 @@ def initialise(arguments: argparse.Namespace, train: Split) -> tuple[Student, Ta
     cache = arguments.cache_dir
     cache.mkdir(parents=True, exist_ok=True)
     images = load_split(arguments.data_dir, "train", TEACHER_SIZE).images
-    views = [
-        cache_view(teacher, images, view, cache / "train")[1] for view in range(arguments.views)
-    ]
+    views = [cache_view(teacher, images, view, cache / "train") for view in range(arguments.views)]
     student = Student(teacher.embed_dim)
     path = cache / f"init.seed{arguments.seed}.pt"
     if path.exists():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slimdeploy.schedule import ModelGeometry
-from slimdeploy.slim.model import embed, slim_block
+from slimdeploy.slim.model import embed, rows_among, slim_block
 from slimdeploy.slim.types import Vit
 
 
@@ -73,7 +73,7 @@ class Calibration:
         """Local rows of what a slimmed layer keeps, among those the layer before keeps."""
         wanted = self.keep[layer] if keep is None else keep
         before = self.keep.get(layer - 1, range(self.tokens))
-        return _rows_among(wanted, before)
+        return rows_among(wanted, before)
 
     def suffix(self, x: Tensor, layer: int) -> Iterator[tuple[int, Tensor]]:
         """Run the slimmed layers after `layer` on Z_layer: yields each layer with its *input*."""
@@ -85,10 +85,3 @@ class Calibration:
     def protected(self) -> list[int]:
         """Tokens that no layer but the last drops: the prefix, few and read by all others."""
         return list(range(len(self.geometry.prefix)))
-
-
-def _rows_among(wanted: Sequence[int], before: Sequence[int]) -> Tensor | None:
-    if len(wanted) == len(before):
-        return None
-    place = {token: index for index, token in enumerate(before)}
-    return torch.tensor([place[token] for token in wanted])

@@ -58,13 +58,17 @@ class SlimVit(nn.Module):
 
 
 def local_rows(keep: Sequence[Sequence[int]], tokens: int) -> list[Tensor | None]:
-    """Per block, where its kept tokens stand among those of the block before; None for all."""
-    before, rows = list(range(tokens)), []
-    for ids in keep:
-        place = {token: index for index, token in enumerate(before)}
-        rows.append(None if len(ids) == len(before) else torch.tensor([place[i] for i in ids]))
-        before = list(ids)
-    return rows
+    """`rows_among` for every block of a schedule."""
+    before: list[Sequence[int]] = [range(tokens), *keep[:-1]]
+    return [rows_among(ids, held) for ids, held in zip(keep, before, strict=True)]
+
+
+def rows_among(wanted: Sequence[int], before: Sequence[int]) -> Tensor | None:
+    """Where the `wanted` tokens stand among those of the layer `before`; None for all of them."""
+    if len(wanted) == len(before):
+        return None
+    place = {token: index for index, token in enumerate(before)}
+    return torch.tensor([place[token] for token in wanted])
 
 
 def embed(model: Vit, images: Tensor) -> Tensor:

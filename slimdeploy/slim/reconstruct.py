@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slimdeploy.slim.calibration import Calibration
-from slimdeploy.slim.model import select, slim_block
+from slimdeploy.slim.model import rows_among, select, slim_block
 from slimdeploy.slim.types import VitBlock
 
 
@@ -33,33 +33,36 @@ class LayerProblem:
 
     Attributes:
         inputs: dense Z_{t-1} per batch, [B, N, D].
+        middle: dense Z_t, alike.
         targets: dense Z_{t+1} at the tokens that layer t+1 keeps, [B, |S_{t+1}|, D].
     """
 
     state: Calibration
     layer: int
     inputs: list[Tensor]
+    middle: list[Tensor]
     targets: list[Tensor]
 
     @classmethod
     def collect(cls, state: Calibration, layer: int) -> LayerProblem:
         """Run the dense model once over the calibration images."""
-        inputs, targets = [], []
+        inputs, middle, targets = [], [], []
         later = torch.tensor(state.keep[layer + 1])
-        for before, after in state.streams(layer - 1, layer + 1):
+        for before, between, after in state.streams(layer - 1, layer, layer + 1):
             inputs.append(before)
+            middle.append(between)
             targets.append(select(after, later))
-        return cls(state, layer, inputs, targets)
+        return cls(state, layer, inputs, middle, targets)
 
     def output(self, x: Tensor, keep: list[int]) -> Tensor:
         """Layer t+1's output when layer t keeps `keep`: [B, N, D] -> [B, |S_{t+1}|, D]."""
-        state, layer = self.state, self.layer
-        rows = None if len(keep) == state.tokens else torch.tensor(keep)
-        later = state.keep[layer + 1]
-        place = {token: index for index, token in enumerate(keep)}
-        later_rows = None if len(later) == len(keep) else torch.tensor([place[i] for i in later])
-        x = slim_block(state.slim.blocks[layer - 1], x, rows)
-        return slim_block(state.slim.blocks[layer], x, later_rows)
+        first, second = self.state.slim.blocks[self.layer - 1 : self.layer + 1]
+        x = slim_block(first, x, rows_among(keep, range(self.state.tokens)))
+        return slim_block(second, x, self.later_rows(keep))
+
+    def later_rows(self, keep: list[int]) -> Tensor | None:
+        """Where the tokens that layer t+1 keeps stand among `keep`."""
+        return rows_among(self.state.keep[self.layer + 1], keep)
 
     @torch.no_grad()
     def error(self, keep: list[int]) -> float:

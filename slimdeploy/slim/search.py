@@ -4,8 +4,8 @@ tokens to keep.
 Where the paper is silent, this is decided: the last layer keeps what the head reads; prefix tokens
 stay in all others; the r best-scored of *all* tokens are united with what the next layer keeps, so
 sets are nested; the error is relative (squared, over the target's squared norm), since the paper's
-0.01 and 0.02 serve every model; before each candidate the block is reset to its dense weights.
-Beside the paper's tolerance, counts per layer may be given, from a budget of MACs.
+0.01 and 0.02 serve every model; before each candidate the recovering block is reset to its dense
+weights. Beside the paper's tolerance, counts per layer may be given, from a budget of MACs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from slimdeploy.schedule import Layer
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import Reconstruct
 from slimdeploy.slim.impact import Impact
+from slimdeploy.slim.model import select
 from slimdeploy.slim.reconstruct import GradientOptions, LayerProblem, reconstruct_by_gradient
 from slimdeploy.slim.refit import RefitOptions, refit_block, token_weights
 
@@ -78,18 +79,18 @@ class SearchState:
         """The finished layer, with its block's weights put into `state.slim`; None if not done."""
         if self.folder is None or not (path := self._path(layer, "json")).is_file():
             return None
-        weights = self._path(layer, "safetensors")
-        if weights.is_file():
-            state.slim.blocks[layer - 1].load_state_dict(load_file(weights))
+        for weights in self.folder.glob(f"layer-{layer:03d}.block-*.safetensors"):
+            block = int(weights.name.split(".")[1].removeprefix("block-"))
+            state.slim.blocks[block].load_state_dict(load_file(weights))
         return Layer.model_validate_json(path.read_bytes())
 
-    def save(self, layer: int, found: Layer, state: Calibration, changed: bool) -> None:
+    def save(self, layer: int, found: Layer, state: Calibration, changed: int | None) -> None:
         """Record a finished layer; the weights first, so that a record implies them."""
         if self.folder is None:
             return
-        if changed:
-            with atomic_path(self._path(layer, "safetensors")) as path:
-                save_file(state.slim.blocks[layer - 1].state_dict(), path)
+        if changed is not None:
+            with atomic_path(self._path(layer, f"block-{changed}.safetensors")) as path:
+                save_file(state.slim.blocks[changed].state_dict(), path)
         write_text(self._path(layer, "json"), found.model_dump_json())
 
     def clear(self) -> None:
@@ -130,7 +131,7 @@ def search(
         if done is None:
             done = _slim_layer(state, impact, options, layer)
             if saved:
-                saved.save(layer, done, state, changed=options.reconstruct != "none")
+                saved.save(layer, done, state, recovering(layer, options.reconstruct))
         state.keep[layer] = list(done.keep)
         found.append(done)
         if progress:
@@ -144,8 +145,7 @@ def _slim_layer(state: Calibration, impact: Impact, options: SearchOptions, laye
     floor = sorted({*state.keep[layer + 1], *state.protected})
     if options.counts is not None:
         keep = top_up(scores, floor, options.counts[layer - 1])
-        if options.reconstruct == "gradient":
-            reconstruct_by_gradient(problem, keep, options.gradient, options.seed + layer)
+        recover(problem, keep, options)
         error = problem.error(keep)
     else:
         keep, error = _grow(problem, scores, floor, options)
@@ -184,17 +184,37 @@ def _grow(
 
 
 def recover(problem: LayerProblem, keep: list[int], options: SearchOptions) -> None:
-    """Reset the block to its dense weights and let it recover for this candidate."""
-    state, index = problem.state, problem.layer - 1
+    """Reset a block to its dense weights and let it recover for this candidate.
+
+    By gradient it is the block of the layer being slimmed, as in the paper. In closed form it is
+    the next one: the slimmed layer's own outputs are exact at the tokens it keeps; what is missing
+    are keys and values of the next.
+    """
+    index = recovering(problem.layer, options.reconstruct)
+    if index is None:
+        return
+    state = problem.state
     block, dense = state.slim.blocks[index], state.dense.blocks[index]
     block.load_state_dict(dense.state_dict())
     if options.reconstruct == "gradient":
         reconstruct_by_gradient(problem, keep, options.gradient, options.seed + problem.layer)
-    elif options.reconstruct == "refit" and len(keep) < state.tokens:
-        rows = torch.tensor(keep)
-        weights = token_weights(keep, state.geometry.head_reads, options.refit)
-        z = problem.inputs
-        refit_block(block, dense, z, z, rows, rows, weights, options.refit)
+    elif len(keep) < state.tokens:
+        later = state.keep[problem.layer + 1]
+        refit_block(
+            block,
+            dense,
+            [select(x, torch.tensor(keep)) for x in problem.middle],
+            problem.middle,
+            problem.later_rows(keep),
+            torch.tensor(later),
+            token_weights(later, state.geometry.head_reads, options.refit),
+            options.refit,
+        )
+
+
+def recovering(layer: int, reconstruct: Reconstruct) -> int | None:
+    """Index of the block that changes while `layer` (from 1) is slimmed, if one does."""
+    return {"gradient": layer - 1, "refit": layer, "none": None}[reconstruct]
 
 
 def settings_of(options: SearchOptions, **more: object) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, ModelGeometry, PrefixKind
 from slimdeploy.slim.checkpoint import Checkpoint
 from slimdeploy.slim.types import Vit
+
+_REGISTER: PrefixKind = "register"
 
 
 def load_model(
@@ -108,8 +111,7 @@ def _prefix(model: Vit) -> tuple[PrefixKind, ...]:
         return ("class", "distillation")
     registers = model.reg_token.shape[1] if model.reg_token is not None else 0
     kinds: tuple[PrefixKind, ...] = ("class",) if model.cls_token is not None else ()
-    more: tuple[PrefixKind, ...] = ("register",) * registers
-    return kinds + more
+    return (*kinds, *repeat(_REGISTER, registers))
 
 
 def check_supported(model: Vit, name: str) -> None:

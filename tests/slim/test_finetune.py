@@ -13,7 +13,7 @@ from slimdeploy.errors import InputError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Layer, Provenance
-from slimdeploy.slim.finetune import Finetuner, FinetuneOptions
+from slimdeploy.slim.finetune import FinetuneOptions, Finetuner
 from slimdeploy.slim.timm_models import describe
 
 PREPROCESSING = Preprocessing(

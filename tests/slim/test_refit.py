@@ -1,4 +1,4 @@
-"""Closed-form refit: it is the ridge solution, it helps, and it changes nothing when it need not."""
+"""Closed-form refit: it is the ridge solution, it helps, and it changes nothing it need not."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "prepare_elpv.py"
 def load_script() -> ModuleType:
     """Import the script, which is no part of a package, from its file."""
     spec = importlib.util.spec_from_file_location("prepare_elpv", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
