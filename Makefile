@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 
 .PHONY: demo test lint data bench clean
 
-demo: $(READY)
+demo: $(READY) data
 	$(BIN)/python -m tools.demo
 
 test: lint data

@@ -47,6 +47,8 @@ PATCHES = 196
 BATCH = 32
 HORIZON = 0.98  # decay of the moving average: about 50 steps, or one epoch
 HEAD_DECAY = 1e-3
+WEIGHT_DECAY = 1e-3  # per unit of relative learning rate
+SCALES = (1e-4, 0.1)  # bounds of the magnitude that a learning rate is relative to
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,9 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--views", type=int, default=4, help="symmetry views of teacher features")
     parser.add_argument("--init-images", type=int, default=192)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--keep", type=int, default=160, help="patches kept per step, of 196")
-    parser.add_argument("--lr", type=float, default=1.5e-4)
+    parser.add_argument("--lr", type=float, default=2e-3, help="relative to each weight's size")
     return parser
 
 
@@ -159,11 +161,19 @@ def initialise(arguments: argparse.Namespace, train: Split) -> tuple[Student, Ta
 
 
 def parameter_groups(student: Student) -> list[dict]:
-    """Split the parameters: vectors (biases, norms, class token) take no weight decay."""
-    parameters = list(student.parameters())
-    matrices = [p for p in parameters if p.ndim > 1 and p.shape[0] > 1]
-    vectors = [p for p in parameters if not (p.ndim > 1 and p.shape[0] > 1)]
-    return [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    """Make one group per parameter, with a learning rate relative to its initial magnitude.
+
+    The slimmed weights keep the teacher's scales (folded layer scales, small early stream), which
+    span two orders of magnitude: one absolute learning rate would wreck the small ones.
+    """
+    groups = []
+    for parameter in student.parameters():
+        matrix = parameter.ndim > 1 and parameter.shape[0] > 1
+        magnitude = float(parameter.detach().square().mean().sqrt())
+        scale = min(max(magnitude, SCALES[0]), SCALES[1])
+        decay = WEIGHT_DECAY / scale if matrix else 0.0
+        groups.append({"params": [parameter], "scale": scale, "weight_decay": decay})
+    return groups
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -203,13 +213,14 @@ class Trainer:
     def step(self, indices: torch.Tensor, rate: float) -> float:
         """Take one optimiser step and return the loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         loss = self.loss(indices)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
         self.average.update(self.student)
+        if __import__("os").environ.get("DBG"): print(round(float(loss.detach()),3),end=" ",flush=True)
         return float(loss.detach())
 
     def run_epoch(self) -> float:

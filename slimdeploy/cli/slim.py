@@ -40,6 +40,7 @@ def slim(
     impact: ImpactName = "joint",
     reconstruct: Reconstruct = "refit",
     images: int = 192,
+    search_images: int = 64,
     step: int = 10,
     ridge: float = 1.0,
     seed: int = 0,
@@ -64,7 +65,8 @@ def slim(
         impact: what ranks the tokens; path is the paper's score, grid, centre and random look at
             no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
-        images: calibration images to draw.
+        images: calibration images to draw, all of which the refit uses.
+        search_images: how many of them the search looks at.
         step: with a tolerance, tokens added per candidate (the paper's r').
         ridge: strength of the refit's ridge, in mean diagonals of its normal matrix.
         seed: of every random choice.
@@ -86,6 +88,7 @@ def slim(
         reconstruct=reconstruct,
         step=step,
         seed=seed,
+        search_images=search_images,
         refit=RefitOptions(strength=ridge),
     )
     check_writable(output)
@@ -124,6 +127,7 @@ def _run(
         "model": geometry.model_dump(mode="json"),
         "data": data,
         "impact": request.impact,
+        "search_images": request.search_images,
         "weights": dense.sha256 if dense else None,
     }
     saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(options, **identity))

@@ -82,8 +82,9 @@ class _Pass:
         return all_ids(self.work.facts.shape(axis[0])[axis[1]])
 
     def held(self, axis: Axis) -> Ids:
-        """The ids available along `axis`."""
-        return self.flow.available.get(axis) or self.dense(axis)
+        """The ids available along `axis`; none where all were dropped."""
+        ids = self.flow.available.get(axis)
+        return self.dense(axis) if ids is None else ids
 
 
 class _Forward(_Pass):
@@ -119,6 +120,8 @@ class _Forward(_Pass):
 
     def _left(self, axis: Axis) -> str:
         count, total = len(self.held(axis)), len(self.dense(axis))
+        if not count:
+            return "reads only tokens that the schedule drops"
         return f"reads all {total} tokens, of which the schedule leaves {count}"
 
     def _check(self, node: Node, relation: Relation, port: Port, axis: Axis) -> None:
@@ -149,14 +152,11 @@ class _Forward(_Pass):
             for link in relation.of_output(port)
             if not is_constant(node.inputs[link.input.operand])
         ]
-        ids = tuple(
+        return tuple(
             j
             for j in self.dense(axis)
             if all((at := link.position(j)) < 0 or at in held for link, held in links)
         )
-        if not ids:
-            raise node_error(node, "reads only tokens that the schedule drops")
-        return ids
 
 
 class _Backward(_Pass):

@@ -68,7 +68,8 @@ class Rewriter:
 
     def held(self, name: str, axis: int) -> Ids:
         """The ids that the tensor is computed for."""
-        return self.flow.computed.get((name, axis)) or self.dense(name, axis)
+        ids = self.flow.computed.get((name, axis))
+        return self.dense(name, axis) if ids is None else ids
 
     def is_touched(self, node: Node, link: Link) -> bool:
         """Whether either end of `link` is a token axis on which something changes."""
@@ -206,7 +207,7 @@ def _concat(rewriter: Rewriter, node: Node) -> None:
             kept.append(rewriter.narrowed(node, index, tensor))
     if len(kept) == 1:
         _become_identity(node, kept[0])
-    else:
+    elif kept:  # with none left the node is dead
         node.inputs = kept
 
 

@@ -18,11 +18,12 @@ from tests.graph.reference import Floats, compact, random_keep
 CASES = [
     *[("plain", exporter, dynamic) for exporter in EXPORTERS for dynamic in (True, False)],
     *[
-        (kind, exporter, exporter != "dynamo18-fused")
+        (kind, exporter, True)
         for kind in ("distilled", "registers", "layerscale", "no_embed_class", "pre_norm")
-        for exporter in ("dynamo18-fused", "script17-fused", "script17")
+        for exporter in ("script17-fused", "script17")
     ],
-    ("distilled", "dynamo23", True),
+    ("distilled", "dynamo18-fused", False),
+    ("layerscale", "dynamo18-fused", False),
     ("no_embed_class", "dynamo23", True),
 ]
 TOLERANCE = 2e-5
@@ -73,8 +74,8 @@ def test_lossless_equals_dense(kind: str, exporter: str, dynamic: bool) -> None:
 
 @pytest.mark.parametrize("exporter", ["dynamo18-fused", "script17-fused"])
 def test_keeping_all_is_dense(exporter: str) -> None:
-    dense = export("registers", exporter, exporter != "dynamo18-fused")
-    slim = slim_graph(dense, [range(tokens_of("registers"))] * DEPTH)
+    dense = export("plain", exporter, True)
+    slim = slim_graph(dense, [range(17)] * DEPTH)
     assert error(run(slim.model, images(1)), run(dense, images(1))) <= TOLERANCE
     gathers = Counter(node.op_type for node in slim.model.graph.node)["Gather"]
     assert gathers <= Counter(node.op_type for node in dense.graph.node)["Gather"]
@@ -117,12 +118,16 @@ def test_queries_are_projected_for_the_kept_tokens_only() -> None:
     assert sorted(projections) == sorted(wanted)
 
 
-@pytest.mark.parametrize("exporter", ["dynamo18-fused", "script17"])
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "exporter", "reason"),
     [
-        ("average", r"ReduceMean\): reads all 16 tokens, of which the schedule leaves 9"),
-        ("map", r"Softmax\): reads all 16 tokens, of which the schedule leaves 9"),
+        (
+            "average",
+            "dynamo18-fused",
+            r"ReduceMean\): reads all 16 tokens, .* leaves 9: it reduces",
+        ),
+        ("average", "script17", r"ReduceMean\): reads all 16 tokens, .* leaves 9: it reduces"),
+        ("map", "script17-fused", r"Softmax\): reads all 16 tokens, .* leaves 9: it normalises"),
     ],
 )
 def test_a_head_that_reads_all_refuses_to_lose_one(exporter: str, kind: str, reason: str) -> None:
