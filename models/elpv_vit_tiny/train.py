@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--init-images", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--keep", type=int, default=160, help="patches kept per step, of 196")
-    parser.add_argument("--lr", type=float, default=2e-3, help="relative to each weight's size")
+    parser.add_argument("--lr", type=float, default=3e-4, help="relative to each weight's size")
     return parser
 
 
@@ -177,8 +177,8 @@ def parameter_groups(student: Student) -> list[dict]:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first twentieth, then a cosine to zero."""
-    warm = max(1, steps // 20)
+    """Linear warm-up over the first tenth, then a cosine to zero."""
+    warm = max(1, steps // 10)
     if step < warm:
         return peak * (step + 1) / warm
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

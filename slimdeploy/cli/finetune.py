@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slimdeploy.cli.common import dense_weights, open_images, show, slim_weights
+from slimdeploy.cli.common import dense_weights, find_weights, open_images, show
 from slimdeploy.console import note
 from slimdeploy.errors import requires
 from slimdeploy.files import check_writable
@@ -83,11 +83,10 @@ def finetune(
         from slimdeploy.slim.timm_models import load_scheduled
     schedule = KeepSchedule.read(keep_schedule)
     check_writable(output)
-    teacher, preprocessing = load_scheduled(
-        schedule, dense_weights(schedule, keep_schedule, checkpoint)
-    )
-    initial = initial_checkpoint or slim_weights(schedule, keep_schedule, None) or checkpoint
-    start, _ = load_scheduled(schedule, initial)
+    dense = dense_weights(schedule, keep_schedule, checkpoint)
+    teacher, preprocessing = load_scheduled(schedule, dense)
+    refitted = find_weights(schedule.slim_checkpoint, keep_schedule)
+    start, _ = load_scheduled(schedule, initial_checkpoint or refitted or dense)
     folder = open_images(data_dir, split, "train")
     folder.check_classes(schedule.model.num_classes, schedule.model.name)
     options = FinetuneOptions(

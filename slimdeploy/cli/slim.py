@@ -15,7 +15,7 @@ from slimdeploy.cli.common import (
     summary_table,
     weights_file,
 )
-from slimdeploy.console import note
+from slimdeploy.console import note, progress_bar
 from slimdeploy.counts import Shape
 from slimdeploy.errors import requires
 from slimdeploy.files import check_writable
@@ -91,9 +91,10 @@ def slim(
         search_images=search_images,
         refit=RefitOptions(strength=ridge),
     )
-    check_writable(output)
     kwargs = {} if img_size is None else {"img_size": img_size}
     weights = output_checkpoint or output.with_suffix(".safetensors")
+    check_writable(output)
+    check_writable(weights)
     folder = open_images(data_dir, split, "train")
     schedule = _run(request, model, checkpoint, kwargs, folder, images, output, weights)
     show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
@@ -131,7 +132,14 @@ def _run(
         "weights": dense.sha256 if dense else None,
     }
     saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(options, **identity))
-    result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, note)
+    with progress_bar() as progress:
+        bar = progress.add_task("slimming", total=2 * geometry.depth - 1)
+
+        def report(line: str) -> None:
+            progress.advance(bar)
+            note(line)
+
+        result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
     slim_file = None
     if result.model is not None:
         save_weights(result.model, weights, name=model_name, preprocessing=preprocessing)
