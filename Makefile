@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint data bench clean
+.PHONY: demo test lint data clean
 
 demo: $(READY) data
 	$(BIN)/python -m tools.demo

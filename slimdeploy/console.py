@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import (
@@ -15,9 +14,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-T = TypeVar("T")
-
 stderr = Console(stderr=True)
+
+arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
+"""The words of the command being run: provenance records them."""
 
 
 def note(message: str) -> None:
@@ -37,9 +37,3 @@ def progress_bar() -> Progress:
         transient=True,
         disable=not stderr.is_terminal,
     )
-
-
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items with a progress bar on stderr."""
-    with progress_bar() as progress:
-        yield from progress.track(items, total=total, description=description)

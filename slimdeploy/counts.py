@@ -61,6 +61,8 @@ def counts_for_budget(
     Raises:
         InputError: if the share is not between 0 and 1, or the shape cannot reach it.
     """
+    if multiple_of < 1:
+        raise InputError(f"--multiple-of {multiple_of}: must be at least 1")
     if not 0 <= mac_reduction_wanted < 1:
         raise InputError(
             f"--mac-reduction {mac_reduction_wanted}: must be at least 0 and below 1, as 0.46"

@@ -28,10 +28,20 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the rename itself survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _temporary_beside(target: Path) -> Path:
@@ -57,12 +67,15 @@ def _umask() -> int:
     return mask
 
 
-def check_writable(target: Path) -> None:
-    """Fail now, not after an hour of work, if `target` could not be written.
+def check_writable(target: Path, *inputs: Path | None) -> None:
+    """Fail now, not after an hour of work, if `target` could not or should not be written.
 
     Raises:
-        InputError: as `atomic_path`.
+        InputError: as `atomic_path`, or if it is one of the files that the command reads.
     """
+    for path in inputs:
+        if path is not None and path.resolve() == target.resolve():
+            raise InputError(f"{target}: is an input of this command too; choose another --output")
     _temporary_beside(target).unlink()
 
 

@@ -51,14 +51,18 @@ class ImageFolder:
     labels: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path | str, split: str | None = None) -> Self:
+    def open(cls, path: Path | str, split: str | None = None, *, labelled: bool = True) -> Self:
         """List the images below `path`, or below `path/split`.
+
+        Where no labels are needed (`labelled` False) images may also lie in one flat folder.
 
         Raises:
             InputError: no such folder or split, fewer than two classes, or an empty class.
         """
         root = _choose_split(Path(path), split)
         classes = _subfolders(root)
+        if not labelled and not classes and (flat := _images_in(root)):
+            return cls(root=root, classes=("",), files=tuple(flat), labels=(0,) * len(flat))
         if len(classes) < 2:
             found = f"only '{classes[0]}'" if classes else "none"
             raise InputError(
@@ -207,12 +211,16 @@ def _subfolders(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _images_below(folder: Path) -> list[Path]:
-    files = sorted(
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
+
+
+def _images_below(folder: Path) -> list[Path]:
+    files = _images_in(folder)
     if not files:
         raise InputError(f"{folder}: no images in this class folder; add some or remove it")
     return files

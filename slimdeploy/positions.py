@@ -25,6 +25,8 @@ def rank_positions(
     Raises:
         InputError: for a rule that is not one of `Positions`.
     """
+    if seed < 0:
+        raise InputError(f"--seed {seed}: must be 0 or more")
     rules = {"grid": _grid, "centre": _centre, "random": _random}
     if positions not in rules:
         raise InputError(f"--positions {positions}: not one of {', '.join(get_args(Positions))}")

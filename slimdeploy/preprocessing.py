@@ -36,6 +36,17 @@ def first_problem(error: ValidationError) -> str:
     return f"{place.lstrip('.')}: {message}" if place else message
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any 8-bit kind as RGB.
+
+    Raises:
+        InputError: for 16-bit and floating-point images, which need a stated scaling first.
+    """
+    if image.mode.split(";")[0] in _DEEP_MODES:
+        raise InputError(f"image mode {image.mode} has more than 8 bits: convert it to 8 first")
+    return image.convert("RGB")
+
+
 class Preprocessing(BaseModel):
     """What is done to an image before the model sees it. Nothing is assumed: all must be given.
 
@@ -115,11 +126,9 @@ class Preprocessing(BaseModel):
         """
         from PIL import Image as Pillow
 
-        if image.mode.split(";")[0] in _DEEP_MODES:
-            raise InputError(f"image mode {image.mode} has more than 8 bits: convert it to 8 first")
         width, height = self._resized(image.width, image.height)
         method = Pillow.Resampling[self.interpolation.upper()]
-        resized = image.convert("RGB").resize((width, height), method)
+        resized = to_rgb(image).resize((width, height), method)
         # Python's round, to even, is part of what timm does.
         left = round((width - self.input_size[2]) / 2)
         top = round((height - self.input_size[1]) / 2)

@@ -134,6 +134,8 @@ class KeepSchedule(_Strict):
         problem = token_problem(self.model, [layer.keep for layer in self.layers])
         if problem:
             raise ValueError(problem)
+        if self.preprocessing and self.preprocessing.input_size != self.model.input_size:
+            raise ValueError("preprocessing.input_size: differs from model.input_size")
         for index, layer in enumerate(self.layers):
             if layer.scores is not None and len(layer.scores) != self.model.tokens:
                 raise ValueError(

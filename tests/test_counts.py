@@ -49,6 +49,12 @@ def test_a_budget_out_of_reach_is_refused(wanted: float) -> None:
         counts_for_budget(deit(192), wanted, "linear")
 
 
+@pytest.mark.parametrize("multiple_of", [0, -8])
+def test_a_senseless_multiple_is_refused(multiple_of: int) -> None:
+    with pytest.raises(InputError, match=f"--multiple-of {multiple_of}: must be at least 1"):
+        counts_for_budget(deit(192), 0.4, multiple_of=multiple_of)
+
+
 @given(st.sampled_from(get_args(Positions)), st.floats(0.1, 0.6), st.integers(0, 99))
 def test_kept_positions_are_a_legal_schedule(
     positions: Positions, wanted: float, seed: int

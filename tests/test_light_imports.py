@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +63,8 @@ def test_help_works_with_every_extra_missing(verb: str) -> None:
             ["slim", "--model", "test_vit", "--data-dir", ".", "--mac-reduction", "0.4"],
             "train",
         ),
+        ("timm", ["slim", "--model", "m", "--data-dir", ".", "--mac-reduction", "0.4"], "train"),
+        ("safetensors", ["export", "--model", "test_vit"], "train"),
         ("onnxruntime", ["profile", "--dense", "a.onnx", "--slim", "b.onnx"], "cpu"),
     ],
 )
@@ -79,11 +80,11 @@ def test_a_missing_extra_is_one_line_and_exit_code_3(
     assert f"{missing} is not installed: pip install 'slimdeploy[{extra}]'" in done.stderr
 
 
-def test_help_answers_at_once() -> None:
-    command = [sys.executable, "-m", "slimdeploy", "--help"]
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+def test_help_imports_nothing_that_takes_time() -> None:
+    """`--help` must answer in half a second; what would break that is an import."""
+    code = (
+        "import sys; from slimdeploy.cli import make_app; make_app().help_print([])\n"
+        "print(sorted({'torch', 'timm', 'onnx', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

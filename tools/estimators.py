@@ -50,6 +50,7 @@ class Bench:
     dense_right: NDArray[np.bool_]
     mac_reduction: float
     epochs: int
+    train_images: int
 
     def judge(self, weights: Any, keep: list[list[int]]) -> dict[str, float]:
         """Top-1, its paired difference to dense with a 95 % interval, and the features' cosine."""
@@ -92,6 +93,7 @@ def row(bench: Bench, impact: ImpactName, seed: int) -> dict[str, Any]:
     if bench.epochs:
         options = FinetuneOptions(epochs=bench.epochs, seed=seed, lr=5e-5, vflip=0.5)
         data = ImageFolder.open(bench.data, "train")
+        data = data.sample(min(bench.train_images, len(data)), seed=0)
         tuned = Finetuner(
             bench.model, found.model, schedule, data, bench.preprocessing, options
         ).run()
@@ -109,17 +111,19 @@ def main(
     mac_reduction: float = 0.46,
     epochs: int = 1,
     images: int = 192,
+    train_images: int = 512,
     impacts: Annotated[list[ImpactName] | None, Parameter(consume_multiple=True)] = None,
     seeds: int = 1,
 ) -> None:
     """Make the table: OUTPUT.json holds the rows, OUTPUT.md shows them."""
-    bench = _bench(model, checkpoint, data_dir, mac_reduction, epochs, images)
+    bench = _bench(model, checkpoint, data_dir, mac_reduction, epochs, images, train_images)
     path = output.with_suffix(".json")
     settings = {
         "model": model,
         "mac_reduction": mac_reduction,
         "epochs": epochs,
         "images": images,
+        "train_images": train_images,
         "test_images": len(bench.labels),
         "dense_top1": float(bench.dense_right.mean()),
     }
@@ -136,7 +140,13 @@ def main(
 
 
 def _bench(
-    name: str, checkpoint: Path, data: Path, reduction: float, epochs: int, images: int
+    name: str,
+    checkpoint: Path,
+    data: Path,
+    reduction: float,
+    epochs: int,
+    images: int,
+    train_images: int,
 ) -> Bench:
     model, preprocessing = load_model(name, checkpoint)
     test = open_images(data, None, "test")
@@ -147,12 +157,15 @@ def _bench(
         name=name,
         preprocessing=preprocessing,
         data=data,
-        calibration=load_arrays(open_images(data, None, "train"), images, 0, preprocessing),
+        calibration=load_arrays(
+            open_images(data, None, "train").sample(images, seed=0), preprocessing
+        ),
         test=arrays,
         labels=labels,
         dense_right=torch_logits(model, arrays).argmax(1) == labels,
         mac_reduction=reduction,
         epochs=epochs,
+        train_images=train_images,
     )
 
 
@@ -173,7 +186,8 @@ def markdown(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         "slim against dense, mean over 128 test images. Made by `python -m tools.estimators`.",
         "",
         "| impact | seed | dense weights | cosine | after refit | cosine | "
-        f"after {settings['epochs']} epoch(s) of fine-tuning | cosine |",
+        f"after fine-tuning ({settings['epochs']} epoch of {settings['train_images']} images) | "
+        "cosine |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in sorted(rows, key=lambda r: -r["refit"]["cosine"]):

@@ -213,3 +213,33 @@ def slim(
         error = (own - wanted).square().sum() / wanted.square().sum()
         print(f"relative error of the stream: {error:.4f}")
     return ridge(student.norm(own), teacher.norm(stream))
+
+
+@torch.no_grad()
+def standardise_norms(student: nn.Module, to_teacher: nn.Linear, images: torch.Tensor) -> None:
+    """Let every layer norm's gain and bias centre and scale its output, without any other change.
+
+    The outputs have large means and very unequal spreads, which makes gradient descent on the
+    linear layers behind them ill-conditioned. The layers behind take the inverse map.
+    """
+    readers: dict[nn.Module, list[nn.Linear]] = {student.norm: [student.head, to_teacher]}
+    for block in student.blocks:
+        readers[block.norm1], readers[block.norm2] = [block.attn.qkv], [block.mlp.fc1]
+    outputs: dict[nn.Module, list[torch.Tensor]] = {norm: [] for norm in readers}
+    hooks = [
+        norm.register_forward_hook(lambda norm, _, output: outputs[norm].append(_flat(output)))
+        for norm in readers
+    ]
+    for piece in images.split(BATCH):
+        student.forward_features(to_input(piece))
+    for hook in hooks:
+        hook.remove()
+    for norm, linears in readers.items():
+        seen = torch.cat(outputs[norm])
+        mean, deviation = seen.mean(dim=0), seen.std(dim=0)
+        deviation = deviation.clamp_min(0.1 * float(deviation.mean()))
+        norm.weight.div_(deviation)
+        norm.bias.sub_(mean).div_(deviation)
+        for linear in linears:
+            linear.bias.add_(linear.weight @ mean)
+            linear.weight.mul_(deviation)

@@ -1,4 +1,4 @@
-"""Train the small ELPV model: slim DINOv2 ViT-S into ViT-Ti, distil it, and fine-tune it.
+"""Train the small ELPV model: slim DINOv2 ViT-S into ViT-Ti, then distil and fine-tune it.
 
     python tools/prepare_elpv.py --output build/elpv
     python models/elpv_vit_tiny/train.py --data-dir build/elpv \
@@ -29,7 +29,7 @@ from data import (
     to_input,
 )
 from rich.progress import track
-from slim_init import slim
+from slim_init import slim, standardise_norms
 from student import (
     IMAGE_SIZE,
     MovingAverage,
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", type=int, default=4, help="symmetry views of teacher features")
     parser.add_argument("--init-images", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--keep", type=int, default=160, help="patches kept per step, of 196")
+    parser.add_argument("--keep", type=int, default=PATCHES, help="patches kept per step, of 196")
     parser.add_argument("--lr", type=float, default=3e-4, help="relative to each weight's size")
     return parser
 
@@ -156,6 +156,7 @@ def initialise(arguments: argparse.Namespace, train: Split) -> tuple[Student, Ta
         student.to_teacher.weight.data.copy_(weight)
         student.to_teacher.bias.data.copy_(bias)
         fit_head(student, train)
+        standardise_norms(student.vit, student.to_teacher, train.images[chosen[:64]])
         torch.save(student.state_dict(), path)
     return student, Targets(views)
 
@@ -185,7 +186,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 class Trainer:
-    """The training state and its two phases."""
+    """The training state and its loop."""
 
     def __init__(
         self, arguments: argparse.Namespace, train: Split, student: Student, targets: Targets
@@ -220,7 +221,6 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
         self.average.update(self.student)
-        if __import__("os").environ.get("DBG"): print(round(float(loss.detach()),3),end=" ",flush=True)
         return float(loss.detach())
 
     def run_epoch(self) -> float:

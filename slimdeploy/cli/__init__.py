@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from slimdeploy import __version__
-from slimdeploy.console import note
+from slimdeploy.console import arguments, note
 from slimdeploy.errors import SlimdeployError, one_line
 
 _HELP = """Slim vision transformers for deployment: find the patches that the result does not need,
@@ -45,14 +45,12 @@ def make_app() -> App:
     return app
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; never returns without an exit code for the shell."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line; ends the program with an exit code if anything is wrong."""
+    words = list(sys.argv[1:] if words is None else words)
+    arguments.set(tuple(words))
     try:
-        make_app()(
-            list(sys.argv[1:] if arguments is None else arguments),
-            exit_on_error=False,
-            print_error=False,
-        )
+        make_app()(words, exit_on_error=False, print_error=False)
     except SlimdeployError as error:
         note(f"slimdeploy: error: {error}")
         sys.exit(error.exit_code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from rich.console import Console, RenderableType
 
+from slimdeploy.console import arguments
 from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes, sha256_file
-from slimdeploy.images import SPLITS, ImageFolder
+from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, mac_reduction, schedule_macs
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.report.tables import schedule_table
@@ -25,21 +25,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def open_images(data_dir: Path, split: str | None, default: str) -> ImageFolder:
+def open_images(
+    data_dir: Path, split: str | None, default: str, *, labelled: bool = True
+) -> ImageFolder:
     """The image folder at `data_dir`, or at one of its splits: the asked one, else the default."""
-    if split is None and (data_dir / default).is_dir() and default in SPLITS:
+    if split is None and (data_dir / default).is_dir():
         split = default
-    return ImageFolder.open(data_dir, split)
+    return ImageFolder.open(data_dir, split, labelled=labelled)
 
 
-def load_arrays(
-    folder: ImageFolder, count: int, seed: int, preprocessing: Preprocessing
-) -> NDArray[np.float32]:
-    """A seeded, stratified sample of preprocessed images, [n, 3, H, W]."""
+def load_arrays(folder: ImageFolder, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """All images of a folder, preprocessed, [n, 3, H, W]."""
     import numpy as np
 
-    sample = folder.sample(min(count, len(folder)), seed)
-    return np.concatenate([batch.images for batch in sample.batches(preprocessing, 32)])
+    return np.concatenate([batch.images for batch in folder.batches(preprocessing, 32)])
 
 
 def weights_file(path: Path, schedule_path: Path) -> WeightsFile:
@@ -48,8 +47,12 @@ def weights_file(path: Path, schedule_path: Path) -> WeightsFile:
     return WeightsFile(path=Path(relative).as_posix(), sha256=sha256_file(path))
 
 
-def find_weights(reference: WeightsFile | None, schedule_path: Path) -> Path | None:
+def find_weights(
+    reference: WeightsFile | None, schedule_path: Path, flag: str = "--checkpoint"
+) -> Path | None:
     """The file a schedule names, checked to be the one it was made with; None if it names none.
+
+    `flag` is the option that would replace it.
 
     Raises:
         InputError: if the file is gone or another one.
@@ -60,12 +63,12 @@ def find_weights(reference: WeightsFile | None, schedule_path: Path) -> Path | N
     if not path.is_file():
         raise InputError(
             f"{schedule_path}: names the weights {reference.path}, which are not there; "
-            "give them with --checkpoint"
+            f"give them with {flag}"
         )
     if sha256_file(path) != reference.sha256:
         raise InputError(
             f"{path}: is not the file that {schedule_path} was made with (SHA-256 differs); "
-            "give the weights to use with --checkpoint"
+            f"give the weights to use with {flag}"
         )
     return path
 
@@ -85,8 +88,8 @@ def slim_weights(schedule: KeepSchedule, path: Path, checkpoint: Path | None) ->
 
 
 def command_line() -> tuple[str, ...]:
-    """The command as typed, with the program's bare name: for provenance."""
-    return ("slimdeploy", *sys.argv[1:])
+    """The command being run, with the program's bare name: for provenance."""
+    return ("slimdeploy", *arguments.get())
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -128,4 +131,4 @@ def show(result: dict[str, Any], table: RenderableType, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        Console().print(table)
+        print(table) if isinstance(table, str) else Console().print(table)

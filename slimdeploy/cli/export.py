@@ -77,10 +77,11 @@ def export(
         json: print the result as JSON.
     """
     with requires("train"):
+        from slimdeploy.slim import timm_models  # noqa: F401
         from slimdeploy.slim.dense_onnx import OnnxOptions
     options = OnnxOptions(exporter, opset, not static_batch, fused_attention)
     source = _source(keep_schedule, model, checkpoint, lossless, img_size)
-    check_writable(output)
+    check_writable(output, *source.made_from.values())
     images = _check_images(source.preprocessing, data_dir, split)
     result = _export(source, options, lossless, images, tolerance, output)
     show(result, _sentence(result, output), json)
@@ -105,21 +106,25 @@ def _source(
     if lossless:
         raise InputError("--lossless takes no --keep-schedule: it drops nothing that is read")
     schedule = KeepSchedule.read(schedule_path)
+    if img_size is not None:
+        raise InputError("--img-size: the keep schedule fixes the image size")
     if model is not None and model != schedule.model.name:
         raise InputError(f"{schedule_path}: is for {schedule.model.name}, not for --model {model}")
     weights = slim_weights(schedule, schedule_path, checkpoint)
-    _check_made_for(weights, schedule)
+    check_made_for(weights, schedule)
     loaded, preprocessing = load_scheduled(schedule, weights)
     made_from = {"schedule": schedule_path, **({"checkpoint": weights} if weights else {})}
     return _Source(loaded, preprocessing, schedule.keep, made_from, schedule.model.name)
 
 
-def _check_made_for(weights: Path | None, schedule: KeepSchedule) -> None:
+def check_made_for(weights: Path | None, schedule: KeepSchedule) -> None:
     """Refuse weights that were fine-tuned for another schedule."""
-    from slimdeploy.slim.checkpoint import file_metadata
+    from slimdeploy.slim.checkpoint import Checkpoint
 
-    digest = file_metadata(weights).get("keep_schedule") if weights else None
-    if digest not in (None, schedule.digest):
+    if weights is None:
+        return
+    digest = Checkpoint.read(weights).metadata.get("keep_schedule", schedule.digest)
+    if digest != schedule.digest:
         raise InputError(
             f"{weights}: was fine-tuned for another keep schedule; give the one it was made with"
         )
@@ -129,7 +134,8 @@ def _check_images(
     preprocessing: Preprocessing, data_dir: Path | None, split: str | None
 ) -> NDArray[np.float32]:
     if data_dir is not None:
-        return load_arrays(open_images(data_dir, split, "val"), 16, 0, preprocessing)
+        folder = open_images(data_dir, split, "val", labelled=False)
+        return load_arrays(folder.sample(16, seed=0), preprocessing)
     import numpy as np
 
     noise = np.random.default_rng(0).standard_normal((4, *preprocessing.input_size))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slimdeploy.cli.common import dense_weights, find_weights, open_images, show
 from slimdeploy.console import note
-from slimdeploy.errors import requires
+from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
@@ -82,11 +82,15 @@ def finetune(
         from slimdeploy.slim.finetune import FinetuneOptions, Finetuner
         from slimdeploy.slim.timm_models import load_scheduled
     schedule = KeepSchedule.read(keep_schedule)
-    check_writable(output)
     dense = dense_weights(schedule, keep_schedule, checkpoint)
+    initial = (
+        initial_checkpoint
+        or find_weights(schedule.slim_checkpoint, keep_schedule, "--initial-checkpoint")
+        or dense
+    )
+    check_writable(output, keep_schedule, dense, initial)
     teacher, preprocessing = load_scheduled(schedule, dense)
-    refitted = find_weights(schedule.slim_checkpoint, keep_schedule)
-    start, _ = load_scheduled(schedule, initial_checkpoint or refitted or dense)
+    start, _ = load_scheduled(schedule, initial)
     folder = open_images(data_dir, split, "train")
     folder.check_classes(schedule.model.num_classes, schedule.model.name)
     options = FinetuneOptions(
@@ -108,6 +112,8 @@ def finetune(
         device=device,
     )
     validation = ImageFolder.open(data_dir, val_split) if val_split else None
+    if validation is not None and validation.classes != folder.classes:
+        raise InputError(f"{validation.root}: has other class folders than {folder.root}")
     state = output.with_name(f".{output.name}.state")
     runner = Finetuner(
         teacher,

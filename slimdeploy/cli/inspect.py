@@ -49,10 +49,12 @@ def _graph(file: Path) -> tuple[dict[str, Any], RenderableType]:
 
 def _record(file: Path) -> tuple[dict[str, Any], RenderableType]:
     try:
-        keys = set(json_module.loads(read_bytes(file)))
+        data = json_module.loads(read_bytes(file))
     except ValueError as error:
         raise InputError(f"{file}: not valid JSON ({error})") from error
-    if "artifact" in keys:
+    if not isinstance(data, dict):
+        raise InputError(f"{file}: neither a keep schedule nor a manifest")
+    if "artifact" in data:
         record = read_manifest(file).model_dump(mode="json")
         return record, json_module.dumps(record, indent=2)
     schedule = KeepSchedule.read(file)

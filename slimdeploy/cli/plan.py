@@ -44,7 +44,7 @@ def plan(
     """
     with requires("train"):
         from slimdeploy.slim.timm_models import load_geometry
-    check_writable(output)
+    check_writable(output, checkpoint)
     kwargs = {} if img_size is None else {"img_size": img_size}
     geometry, preprocessing = load_geometry(model, checkpoint, num_classes, kwargs)
     counts = counts_for_budget(geometry, mac_reduction, shape, multiple_of)

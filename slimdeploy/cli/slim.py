@@ -76,6 +76,7 @@ def slim(
         json: print the result as JSON.
     """
     with requires("train"):
+        from slimdeploy.slim import timm_models  # noqa: F401
         from slimdeploy.slim.pipeline import SlimRequest
         from slimdeploy.slim.refit import RefitOptions
 
@@ -93,10 +94,12 @@ def slim(
     )
     kwargs = {} if img_size is None else {"img_size": img_size}
     weights = output_checkpoint or output.with_suffix(".safetensors")
-    check_writable(output)
-    check_writable(weights)
-    folder = open_images(data_dir, split, "train")
-    schedule = _run(request, model, checkpoint, kwargs, folder, images, output, weights)
+    check_writable(output, checkpoint)
+    check_writable(weights, checkpoint, output)
+    folder = open_images(data_dir, split, "train", labelled=False).sample(images, seed)
+    if len(folder) < images:
+        note(f"{folder.root}: only {len(folder)} images there, {images} were asked for")
+    schedule = _run(request, model, checkpoint, kwargs, folder, output, weights)
     show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
 
 
@@ -105,8 +108,7 @@ def _run(
     model_name: str,
     checkpoint: Path | None,
     kwargs: dict[str, int],
-    folder: ImageFolder,
-    count: int,
+    sample: ImageFolder,
     output: Path,
     weights: Path,
 ) -> KeepSchedule:
@@ -120,8 +122,7 @@ def _run(
     model, preprocessing = load_model(model_name, checkpoint, kwargs)
     geometry = describe(model, model_name, kwargs)
     options = request.search_options(geometry)
-    sample = folder.sample(min(count, len(folder)), request.seed)
-    arrays = load_arrays(folder, count, request.seed, preprocessing)
+    arrays = load_arrays(sample, preprocessing)
     data = sample.digest()
     dense = weights_file(checkpoint, output) if checkpoint else None
     identity = {
@@ -130,6 +131,7 @@ def _run(
         "impact": request.impact,
         "search_images": request.search_images,
         "weights": dense.sha256 if dense else None,
+        "slimdeploy": __version__,
     }
     saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(options, **identity))
     with progress_bar() as progress:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimdeploy.cli.common import load_arrays, load_onnx, open_images, show, slim_weights
-from slimdeploy.cli.export import onnx_logits
-from slimdeploy.errors import requires
+from slimdeploy.cli.export import check_made_for, onnx_logits
+from slimdeploy.errors import InputError, requires
+from slimdeploy.files import sha256_file
+from slimdeploy.manifest import Manifest
 from slimdeploy.schedule import KeepSchedule
 
 
@@ -50,12 +52,13 @@ def verify(
 
     schedule = KeepSchedule.read(keep_schedule)
     manifest = verify_manifest(slim) if manifest_path(slim).is_file() else None
-    made_with = manifest.made_from.get("checkpoint") if manifest else None
-    if checkpoint is None and made_with is not None and Path(made_with.path).is_file():
-        checkpoint = Path(made_with.path)
+    if checkpoint is None and manifest is not None:
+        checkpoint = _recorded_weights(slim, manifest)
     weights = slim_weights(schedule, keep_schedule, checkpoint)
+    check_made_for(weights, schedule)
     model, preprocessing = load_scheduled(schedule, weights)
-    arrays = load_arrays(open_images(data_dir, split, "test"), images, seed, preprocessing)
+    folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
+    arrays = load_arrays(folder, preprocessing)
     with open_engine(slim) as engine:
         fixed = engine.inputs[0].shape[0] is not None
     keys = [schedule.model.tokens, *schedule.counts[:-1]]
@@ -65,3 +68,21 @@ def verify(
     result = {"slim": str(slim), "keep_schedule": str(keep_schedule), "parity": parity.to_json()}
     show(result, f"{slim}: {'PASSED' if parity.passed else 'FAILED'}: {parity}", json)
     parity.require(f"{slim}: against the slim torch model")
+
+
+def _recorded_weights(slim: Path, manifest: Manifest) -> Path | None:
+    """The weights that the file's manifest says it was made from; None if it names none.
+
+    Raises:
+        InputError: if they are gone or changed: other weights would give a false verdict.
+    """
+    recorded = manifest.made_from.get("checkpoint")
+    if recorded is None:
+        return None
+    for path in (Path(recorded.path), slim.parent / Path(recorded.path).name):
+        if path.is_file() and sha256_file(path) == recorded.sha256:
+            return path
+    raise InputError(
+        f"{slim}: was made from {recorded.path}, which is gone or has changed; "
+        "give it with --checkpoint"
+    )

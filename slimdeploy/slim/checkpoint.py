@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from slimdeploy.errors import InputError, one_line
-from slimdeploy.files import atomic_path, read_bytes
+from slimdeploy.files import atomic_path
 from slimdeploy.preprocessing import Preprocessing
 
 
@@ -43,10 +43,11 @@ class Checkpoint:
                     metadata = _flat(file.metadata() or {})
             else:
                 state, metadata = load_state_dict(str(path), weights_only=True), {}
-        except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise InputError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
         except Exception as error:  # pickle raises whatever the bytes spell
             raise InputError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
+        for key, value in state.items():
+            if not isinstance(value, Tensor):
+                raise InputError(f"{path}: holds no state dict ('{key}' is not a tensor)")
         floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
         return cls(path, floats, metadata)
 
@@ -119,12 +120,3 @@ def save_weights(
 def _flat(metadata: dict[str, str]) -> dict[str, str]:
     """A file's metadata, whether written by `save_weights` or key by key."""
     return {**metadata, **json.loads(metadata.get("slimdeploy", "{}"))}
-
-
-def file_metadata(path: Path) -> dict[str, str]:
-    """Metadata of a safetensors file; empty for other kinds."""
-    if path.suffix != ".safetensors":
-        return {}
-    read_bytes(path)
-    with safe_open(path, framework="pt") as file:
-        return _flat(file.metadata() or {})

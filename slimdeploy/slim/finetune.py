@@ -6,7 +6,9 @@ timm's transforms, loader, optimiser, schedule, average and task; one resumable 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,11 +24,12 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from slimdeploy import __version__
 from slimdeploy.console import note, progress_bar
-from slimdeploy.errors import InputError
+from slimdeploy.errors import GateError, InputError, MissingError, one_line
 from slimdeploy.files import atomic_path
 from slimdeploy.images import ImageFolder, read_image
-from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.preprocessing import Preprocessing, to_rgb
 from slimdeploy.schedule import KeepSchedule
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.recovery import ReadTokens, RecoveryTask
@@ -57,6 +60,20 @@ class FinetuneOptions:
     workers: int = 2
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch_size": 1, "workers": 0, "seed": 0, "warmup_epochs": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {getattr(self, name)}: must be at least {smallest}")
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"--smoothing {self.smoothing}: must be at least 0 and below 1")
+        for name in ("lr", "kd_temperature", "layer_decay"):
+            if not getattr(self, name) > 0:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {getattr(self, name)}: must be above 0")
+        check_device(self.device)
 
 
 @dataclass
@@ -103,6 +120,7 @@ class Finetuner:
             layer_decay=options.layer_decay,
         )
         self.ema = ModelEmaV3(self.student, decay=options.ema_decay, use_warmup=True)
+        self.identity = self._identity() if self.state_path is not None else ""
         self.loader = make_loader(self.data, self.preprocessing, options)
         self.schedule_lr, _ = create_scheduler_v2(
             self.optimiser,
@@ -120,6 +138,8 @@ class Finetuner:
         for epoch in range(first, self.options.epochs):
             seed_epoch(self.options.seed, epoch)
             loss = self._epoch(epoch)
+            if not math.isfinite(loss):
+                raise GateError(f"the loss is {loss} in epoch {epoch + 1}; try a lower --lr")
             self._save(epoch + 1)
             result = self.evaluate(self._averaged_slim()) if self.evaluate else ""
             note(f"epoch {epoch + 1}/{self.options.epochs}  loss {loss:.4f}  {result}")
@@ -168,15 +188,23 @@ class Finetuner:
 
     def _identity(self) -> str:
         """What must be equal for an unfinished run to be continued."""
-        settings = {**asdict(self.options), "schedule": self.schedule.digest, "n": len(self.data)}
-        weights = sum(float(p.detach().double().abs().sum()) for p in self.start.parameters())
-        return json.dumps({**settings, "start": weights}, sort_keys=True)
+        identity = {
+            **asdict(self.options),
+            "schedule": self.schedule.digest,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "data": self.data.digest(),
+            "teacher": weights_digest(self.dense),
+            "start": weights_digest(self.start),
+            "slimdeploy": __version__,
+        }
+        del identity["workers"], identity["device"]  # these may change between runs
+        return json.dumps(identity, sort_keys=True)
 
     def _save(self, epoch: int) -> None:
         if self.state_path is None:
             return
         state = {
-            "identity": self._identity(),
+            "identity": self.identity,
             "epoch": epoch,
             "student": self.student.state_dict(),
             "ema": self.ema.module.state_dict(),
@@ -188,8 +216,8 @@ class Finetuner:
     def _resume(self) -> int:
         if self.state_path is None or not self.state_path.is_file():
             return 0
-        state: dict[str, Any] = torch.load(self.state_path, weights_only=True)
-        if state["identity"] != self._identity():
+        state = read_state(self.state_path)
+        if state.get("identity") != self.identity:
             note(f"{self.state_path}: is of another run; starting anew")
             return 0
         self.student.load_state_dict(state["student"])
@@ -211,7 +239,13 @@ class TrainingImages(torch.utils.data.Dataset[tuple[Any, int]]):
         return len(self.folder)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = read_image(self.folder.files[index]).convert("RGB")
+        file = self.folder.files[index]
+        try:
+            image = to_rgb(read_image(file))
+        except InputError as error:
+            raise InputError(
+                str(error) if str(file) in str(error) else f"{file}: {error}"
+            ) from error
         return (self.transform(image) if self.transform else image), self.folder.labels[index]
 
 
@@ -237,9 +271,41 @@ def make_loader(data: ImageFolder, preprocessing: Preprocessing, options: Finetu
     )
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know or this machine does not have.
+
+    Raises:
+        InputError: for a name that is no device.
+        MissingError: for a CUDA device where there is none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: not a torch device, as cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MissingError(f"--device {name}: torch sees no CUDA device; use --device cpu")
+
+
+def weights_digest(model: Vit) -> str:
+    """SHA-256 over a model's weights, in order."""
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """An unfinished run's state; empty if it cannot be read, so that the run starts anew."""
+    try:
+        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except Exception as error:  # pickle raises whatever the bytes spell
+        note(f"{path}: unreadable ({one_line(error, 80)})")
+        return {}
+
+
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed every generator that augmentation and shuffling draw from, per epoch, for resuming."""
-    value = seed * 1000 + epoch
+    value = (seed * 100003 + epoch) % 2**32
     random.seed(value)
     np.random.seed(value)  # timm's transforms draw from the global generator
     torch.manual_seed(value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.errors import InputError
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import ImpactName, Reconstruct
@@ -90,8 +91,11 @@ def slim_model(
         progress: called with one line after each finished step.
     """
     torch.manual_seed(request.seed)
-    stride = -(-len(images) // request.search_images)
-    state = Calibration(dense, geometry, images[::stride])
+    if request.search_images < 1:
+        raise InputError(f"--search-images {request.search_images}: must be at least 1")
+    looked_at = min(len(images), request.search_images)
+    evenly = torch.arange(looked_at) * len(images) // looked_at
+    state = Calibration(dense, geometry, images[evenly])
     options = request.search_options(geometry)
 
     def report(layer: int, found: Layer) -> None:

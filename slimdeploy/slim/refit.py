@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimdeploy.errors import InputError
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import (
     attention_half,
@@ -43,6 +44,10 @@ class RefitOptions:
 
     strength: float = 1.0
     read_weight: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise InputError(f"--ridge {self.strength}: must be above 0")
 
 
 @dataclass

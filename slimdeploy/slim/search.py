@@ -29,6 +29,8 @@ from slimdeploy.slim.model import select
 from slimdeploy.slim.reconstruct import GradientOptions, LayerProblem, reconstruct_by_gradient
 from slimdeploy.slim.refit import RefitOptions, refit_block, token_weights
 
+_MARK = "settings.json"
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -70,8 +72,8 @@ class SearchState:
         if folder is None:
             return
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        mark = folder / "settings.json"
-        if mark.is_file() and mark.read_text() != text:
+        mark = folder / _MARK
+        if folder.is_dir() and not (mark.is_file() and mark.read_text() == text):
             self.clear()
         write_text(mark, text)
 
@@ -96,7 +98,8 @@ class SearchState:
     def clear(self) -> None:
         """Remove the folder: the search is done, or was another."""
         if self.folder is not None and self.folder.is_dir():
-            for path in self.folder.iterdir():
+            # The mark goes last: layers without one are never taken for another run's.
+            for path in sorted(self.folder.iterdir(), key=lambda p: p.name == _MARK):
                 path.unlink()
             self.folder.rmdir()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.layers import Attention, Mlp
+from timm.layers import Attention, Mlp, PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -46,7 +46,12 @@ def load_model(
         model = _create(name, kwargs)
         weights.load_into(model, name)
         preprocessing = weights.preprocessing or model_preprocessing(model)
-    check_supported(model, name)
+    size = (model.patch_embed.proj.in_channels, *model.patch_embed.img_size)
+    if preprocessing.input_size != size:
+        raise InputError(
+            f"{checkpoint}: its recorded input_size is {list(preprocessing.input_size)}, "
+            f"{name} takes {list(size)}; give the right --img-size"
+        )
     return model.eval(), preprocessing
 
 
@@ -64,7 +69,6 @@ def load_geometry(
         classes = {} if num_classes is None else {"num_classes": num_classes}
         _check_name(name)
         model = _create(name, {**kwargs, **classes})
-        check_supported(model, name)
         preprocessing = model_preprocessing(model)
     return describe(model, name, kwargs), preprocessing
 
@@ -123,6 +127,10 @@ def check_supported(model: Vit, name: str) -> None:
     reason = None
     if not isinstance(model, VisionTransformer):
         reason = f"is a {type(model).__name__}, not a plain vision transformer"
+    elif type(model.patch_embed) is not PatchEmbed:
+        reason = "has no plain patch embedding"
+    elif min(model.patch_embed.grid_size) < 1:
+        reason = f"has no patches at {model.patch_embed.img_size} pixels; give a larger --img-size"
     elif getattr(model, "attn_pool", None) is not None:
         reason = "has an attention-pooling head that reads every patch"
     elif model.global_pool != "token":
@@ -144,8 +152,9 @@ def check_supported(model: Vit, name: str) -> None:
 def model_preprocessing(model: Vit) -> Preprocessing:
     """The preprocessing timm records for a model."""
     config = timm.data.resolve_model_data_config(model)
-    fields = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    return Preprocessing(**{field: config[field] for field in fields})
+    embed = model.patch_embed  # timm's record does not follow img_size
+    size = (embed.proj.in_channels, *embed.img_size)
+    return Preprocessing.from_timm({**config, "input_size": size})
 
 
 def _check_name(name: str) -> None:
@@ -164,10 +173,12 @@ def _create(name: str, kwargs: dict[str, Any], pretrained: bool = False) -> Vit:
             model = timm.create_model(name, pretrained=pretrained, **kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"--model {name}: timm cannot create it: {one_line(error)}") from error
+    check_supported(model, name)
     return model
 
 
 def _pretrained(name: str, kwargs: dict[str, Any]) -> Vit:
+    _create(name, kwargs)  # what is wrong with the name or the arguments shows without a download
     try:
         model: Vit = _create(name, kwargs, pretrained=True)
     except Exception as error:  # the hub client raises its own, httpx's and OS errors

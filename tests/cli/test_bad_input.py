@@ -115,6 +115,31 @@ def test_weights_that_changed_since_the_schedule(
     assert "names the weights" in line
 
 
+def test_inputs_are_never_overwritten(
+    checkpoint: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = tmp_path / "dense.safetensors"
+    shutil.copy(checkpoint, dense)
+    model = ["--model", "test_vit", "--checkpoint", dense]
+    slim = ["slim", *model, "--data-dir", photographs, "--mac-reduction", "0.4"]
+    for output in ("dense.json", "dense.safetensors", "a.safetensors"):
+        line = fails(capsys, *slim, "--output", tmp_path / output)
+        assert "is an input of this command too; choose another --output" in line
+    line = fails(capsys, "plan", *model, "--output", dense)
+    assert "is an input of this command too" in line
+    assert dense.read_bytes() == checkpoint.read_bytes()
+
+
+def test_a_damaged_checkpoint_for_a_schedule(
+    planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"1234567890")
+    arguments = ("export", "--keep-schedule", planned, "--checkpoint", damaged)
+    line = fails(capsys, *arguments, "--output", tmp_path / "a.onnx")
+    assert f"{damaged}: not a readable checkpoint" in line
+
+
 def folder_with(root: Path, classes: dict[str, int]) -> Path:
     for name, count in classes.items():
         (root / name).mkdir(parents=True)
@@ -216,6 +241,10 @@ def test_an_unwritable_output(
         (["export"], "give --keep-schedule for the slim model, or --model for the dense"),
         (["profile", "--dense", "a", "--slim", "b", "--batch-size", "x"], "--batch-size x"),
         (["inspect", "model.pt"], "give a keep schedule"),
+        (["plan", "--model", "test_vit", "--img-size", "8"], "has no patches at (8, 8) pixels"),
+        (["plan", "--model", "vit_base_r50_s16_224"], "has no plain patch embedding"),
+        (["plan", "--model", "vit_base_patch16_clip_384"], "crop_mode: 'squash' is not supported"),
+        (["plan", "--model", "test_vit", "--positions", "random", "--seed", "-1"], "--seed -1"),
     ],
 )
 def test_usage_errors(

@@ -127,8 +127,8 @@ def test_a_killed_slim_resumes_to_the_same_schedule(
     while not list(work.glob("layer-*.json")) and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not killed.exists(), "killed too late to test anything"
+    assert process.wait() == -signal.SIGKILL, "killed too late to test anything"
+    assert not killed.exists()
     subprocess.run([*command, str(killed)], check=True, capture_output=True)
     one, two = KeepSchedule.read(whole), KeepSchedule.read(killed)
     assert one.layers == two.layers

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from slimdeploy.errors import InputError
+from slimdeploy.errors import GateError, InputError, MissingError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Layer, Provenance
-from slimdeploy.slim.finetune import FinetuneOptions, Finetuner
+from slimdeploy.slim.finetune import FinetuneOptions, Finetuner, seed_epoch
 from slimdeploy.slim.timm_models import describe
 
 PREPROCESSING = Preprocessing(
@@ -46,7 +46,10 @@ def test_training_lowers_the_loss_and_leaves_the_teacher_alone(
 ) -> None:
     run = runner(make_vit, photographs, epochs=6)
     before = {name: value.clone() for name, value in run.dense.state_dict().items()}
-    losses = [run._epoch(epoch) for epoch in range(6)]
+    losses = []
+    for epoch in range(6):
+        seed_epoch(0, epoch)
+        losses.append(run._epoch(epoch))
     assert losses[-1] < 0.9 * losses[0]
     assert all(torch.equal(value, before[name]) for name, value in run.dense.state_dict().items())
 
@@ -81,6 +84,45 @@ def test_another_runs_state_is_not_used(
     runner(make_vit, photographs, state, epochs=1).run()
     assert runner(make_vit, photographs, state, epochs=1)._resume() == 1
     assert runner(make_vit, photographs, state, epochs=1, lr=1e-4)._resume() == 0
+
+
+def test_a_diverged_run_is_not_saved(
+    make_vit: Callable[..., Any], photographs: Path, tmp_path: Path
+) -> None:
+    run = runner(make_vit, photographs, tmp_path / "run.state", lr=1e30, clip_grad=1e30)
+    with pytest.raises(GateError, match="the loss is nan in epoch 1; try a lower --lr"):
+        run.run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_state_starts_anew(
+    make_vit: Callable[..., Any], photographs: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "run.state"
+    state.write_bytes(b"not a state")
+    assert runner(make_vit, photographs, state)._resume() == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
+        ({"smoothing": 1.0}, "--smoothing 1.0: must be at least 0 and below 1"),
+        ({"kd_temperature": 0.0}, "--kd-temperature 0.0: must be above 0"),
+        ({"device": "toaster"}, "--device toaster: not a torch device"),
+    ],
+)
+def test_senseless_options_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FinetuneOptions(**fields)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_said_to_be_missing() -> None:
+    with pytest.raises(MissingError, match="torch sees no CUDA device"):
+        FinetuneOptions(device="cuda")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -144,6 +144,16 @@ def test_another_runs_folder_is_not_used(make_vit: Callable[..., Any], tmp_path:
     assert [p.name for p in (tmp_path / "w").iterdir()] == ["settings.json"]
 
 
+def test_layers_without_settings_are_not_used(make_vit: Callable[..., Any], tmp_path: Path) -> None:
+    """What a kill in the middle of clearing leaves behind."""
+    options = SearchOptions(counts=[12, 9, 7, 1], reconstruct="none")
+    state, folder = calibration(make_vit), tmp_path / "w"
+    search(state, make_impact("path"), options, SearchState(folder, settings_of(options)))
+    (folder / "settings.json").unlink()
+    SearchState(folder, settings_of(options))
+    assert [p.name for p in folder.iterdir()] == ["settings.json"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

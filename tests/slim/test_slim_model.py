@@ -38,13 +38,17 @@ def masked_logits(model: Any, images: torch.Tensor, keep: list[list[int]]) -> to
     return model.forward_head(model.norm(x)[:, keep[-1]])
 
 
+def pictures() -> torch.Tensor:
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(7))
+
+
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_keeping_all_is_the_dense_model(make_vit: Callable[..., Any], variant: dict) -> None:
-    model, images = make_vit(**variant), torch.randn(3, 3, 64, 64)
+    model, images = make_vit(**variant), pictures()
     every = list(range(16 + model.num_prefix_tokens))
     with torch.no_grad():
         assert close(SlimVit(model, [every] * 4)(images), model(images))
@@ -52,7 +56,7 @@ def test_keeping_all_is_the_dense_model(make_vit: Callable[..., Any], variant: d
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_lossless_mode_is_the_dense_model(make_vit: Callable[..., Any], variant: dict) -> None:
-    model, images = make_vit(**variant), torch.randn(3, 3, 64, 64)
+    model, images = make_vit(**variant), pictures()
     every = list(range(16 + model.num_prefix_tokens))
     reads = list(describe(model, "small").head_reads)
     with torch.no_grad():

@@ -33,7 +33,8 @@ class JointImpact:
         generator = torch.Generator().manual_seed(self.seed)
         for (after,) in state.streams(layer):
             gram += self._sensitivity_gram(state, after, layer, generator)
-        return elimination_ranks(gram / len(state.images), set(state.keep[layer + 1]))
+        kept = {*state.keep[layer + 1], *state.protected}
+        return elimination_ranks(gram / len(state.images), kept)
 
     def _sensitivity_gram(
         self, state: Calibration, x: Tensor, layer: int, generator: torch.Generator
