@@ -91,7 +91,17 @@ def row(bench: Bench, impact: ImpactName, seed: int) -> dict[str, Any]:
     result = {"impact": impact, "seed": seed, "dense_weights": bench.judge(bench.model, keep)}
     result["refit"] = bench.judge(found.model, keep)
     if bench.epochs:
-        options = FinetuneOptions(epochs=bench.epochs, seed=seed, lr=5e-5, vflip=0.5)
+        options = FinetuneOptions(
+            epochs=bench.epochs,
+            seed=seed,
+            lr=4e-4,
+            relative_lr=True,
+            warmup_epochs=0.3,
+            smoothing=0.05,
+            vflip=0.5,
+            scale=(0.9, 1.0),
+            color_jitter=0.1,
+        )
         data = ImageFolder.open(bench.data, "train")
         data = data.sample(min(bench.train_images, len(data)), seed=0)
         tuned = Finetuner(

@@ -62,9 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--views", type=int, default=4, help="symmetry views of teacher features")
     parser.add_argument("--init-images", type=int, default=192)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--keep", type=int, default=PATCHES, help="patches kept per step, of 196")
-    parser.add_argument("--lr", type=float, default=3e-4, help="relative to each weight's size")
+    parser.add_argument("--lr", type=float, default=4e-4, help="relative to each weight's size")
     return parser
 
 

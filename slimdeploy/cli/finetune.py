@@ -29,14 +29,16 @@ def finetune(
     val_split: str | None = None,
     epochs: int = 5,
     batch_size: int = 32,
+    relative_lr: bool = False,
     lr: float = 2e-4,
     weight_decay: float = 0.05,
     layer_decay: float = 0.8,
-    warmup_epochs: int = 0,
+    warmup_epochs: float = 0.1,
     smoothing: float = 0.1,
     distill_loss_weight: float = 1.0,
     kd_temperature: float = 2.0,
     feature_weight: float = 2.0,
+    min_scale: float = 0.7,
     hflip: float = 0.5,
     vflip: float = 0.0,
     color_jitter: float = 0.2,
@@ -59,8 +61,10 @@ def finetune(
         val_split: split to report accuracy on after each epoch (none by default).
         epochs: passes over the data.
         batch_size: images a step.
-        lr: peak learning rate of AdamW; falls along a cosine.
-        weight_decay: of AdamW.
+        relative_lr: make steps in proportion to each parameter's own size, for models whose
+            weights differ much in scale; then --lr 1e-4 is a change of 0.01 % a step.
+        lr: peak learning rate; falls along a cosine.
+        weight_decay: of the optimiser.
         layer_decay: learning rate's factor per block from the head down.
         warmup_epochs: epochs over which the learning rate rises.
         smoothing: of the labels.
@@ -69,6 +73,7 @@ def finetune(
         feature_weight: weight of the tokens that the dense model's head reads as a target.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
+        min_scale: smallest share of the image's area that a random crop keeps.
         color_jitter: strength of brightness, contrast and saturation changes.
         workers: processes that load images.
         seed: of every random choice.
@@ -96,6 +101,7 @@ def finetune(
     options = FinetuneOptions(
         epochs=epochs,
         batch_size=batch_size,
+        relative_lr=relative_lr,
         lr=lr,
         weight_decay=weight_decay,
         layer_decay=layer_decay,
@@ -104,6 +110,7 @@ def finetune(
         distill_loss_weight=distill_loss_weight,
         kd_temperature=kd_temperature,
         feature_weight=feature_weight,
+        scale=(min_scale, 1.0),
         hflip=hflip,
         vflip=vflip,
         color_jitter=color_jitter,

@@ -42,10 +42,11 @@ class FinetuneOptions:
 
     epochs: int = 5
     batch_size: int = 32
+    relative_lr: bool = False
     lr: float = 2e-4
     weight_decay: float = 0.05
     layer_decay: float = 0.8
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0.1
     smoothing: float = 0.1
     clip_grad: float = 1.0
     distill_loss_weight: float = 1.0
@@ -112,13 +113,7 @@ class Finetuner:
             temperature=options.kd_temperature,
             device=device,
         )
-        self.optimiser = create_optimizer_v2(
-            self.student,
-            opt="adamw",
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            layer_decay=options.layer_decay,
-        )
+        self.optimiser = make_optimiser(self.student, options)
         self.ema = ModelEmaV3(self.student, decay=options.ema_decay, use_warmup=True)
         self.identity = self._identity() if self.state_path is not None else ""
         self.loader = make_loader(self.data, self.preprocessing, options)
@@ -226,6 +221,26 @@ class Finetuner:
         self.schedule_lr.step_update(num_updates=state["epoch"] * len(self.loader))
         note(f"{self.state_path}: going on after epoch {state['epoch']}")
         return int(state["epoch"])
+
+
+def make_optimiser(model: Vit, options: FinetuneOptions) -> torch.optim.Optimizer:
+    """AdamW, its steps absolute and decaying with depth, or in proportion to each parameter."""
+    if not options.relative_lr:
+        optimiser: torch.optim.Optimizer = create_optimizer_v2(
+            model,
+            opt="adamw",
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            layer_decay=options.layer_decay,
+        )
+        return optimiser
+    groups = []
+    for parameter in model.parameters():
+        size = float(parameter.detach().square().mean().sqrt().clamp(1e-4, 1.0))
+        # Decay pulls on a matrix alike, whatever its scale; timm's schedulers apply `lr_scale`.
+        decay = options.weight_decay if parameter.ndim > 1 else 0.0
+        groups.append({"params": [parameter], "lr_scale": size, "weight_decay": decay})
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
 
 
 class TrainingImages(torch.utils.data.Dataset[tuple[Any, int]]):

@@ -138,3 +138,18 @@ def test_a_corrupt_image_is_one_line(
         runner(make_vit, tmp_path / "data", workers=workers).run()
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_relative_steps_are_in_proportion_to_each_parameter(
+    make_vit: Callable[..., Any], photographs: Path
+) -> None:
+    run = runner(make_vit, photographs, epochs=1, relative_lr=True, lr=1e-3, warmup_epochs=0)
+    before = {name: value.detach().clone() for name, value in run.student.named_parameters()}
+    seed_epoch(0, 0)
+    images, target = next(iter(run.loader))
+    run.schedule_lr.step_update(num_updates=1)
+    run._step(images, target)
+    for name, value in run.student.named_parameters():
+        step = float((value - before[name]).detach().abs().max())
+        size = float(before[name].square().mean().sqrt().clamp(1e-4, 1.0))
+        assert 0 < step < 1.2 * 1e-3 * size, name
