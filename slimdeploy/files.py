@@ -27,6 +27,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        # mkstemp, and some writers, make a private file; an artifact is an ordinary one.
+        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except BaseException:
@@ -57,7 +59,6 @@ def _temporary_beside(target: Path) -> Path:
             f"{target}: cannot be written ({error.strerror}); choose another --output"
         ) from error
     os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private; an artifact is an ordinary file
     return Path(name)
 
 

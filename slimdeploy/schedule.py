@@ -29,7 +29,7 @@ from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes, write_text
 from slimdeploy.preprocessing import Preprocessing, first_problem
 
-SCHEMA_URL = "https://slimdeploy.dev/schemas/sched-1.json"
+SCHEMA_URL = "urn:slimdeploy:schema:sched-1"
 SCHEMA_FILE = Path(__file__).parent / "schemas" / "sched-1.json"
 
 PrefixKind = Literal["class", "distillation", "register"]

@@ -63,7 +63,7 @@ class Bench:
             "difference": float(right.mean() - self.dense_right.mean()),
             "low": interval.low,
             "high": interval.high,
-            "cosine": feature_cosine(self.model, slim, self.test[:128]),
+            "cosine": feature_cosine(self.model, slim, self.test[:96]),
         }
 
 
@@ -94,7 +94,7 @@ def row(bench: Bench, impact: ImpactName, seed: int) -> dict[str, Any]:
         options = FinetuneOptions(
             epochs=bench.epochs,
             seed=seed,
-            lr=4e-4,
+            lr=1e-4,
             relative_lr=True,
             warmup_epochs=0.3,
             smoothing=0.05,
@@ -193,7 +193,7 @@ def markdown(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"counts, {settings['images']} calibration images, {settings['test_images']} test images; "
         f"dense top-1 {settings['dense_top1']:.2%}. In brackets: difference to dense in points, "
         "with its 95 % interval (paired bootstrap over images). Cosine: of what the head reads, "
-        "slim against dense, mean over 128 test images. Made by `python -m tools.estimators`.",
+        "slim against dense, mean over 96 test images. Made by `python -m tools.estimators`.",
         "",
         "| impact | seed | dense weights | cosine | after refit | cosine | "
         f"after fine-tuning ({settings['epochs']} epoch of {settings['train_images']} images) | "

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slimdeploy.cli.common import dense_weights, find_weights, open_images, show
+from slimdeploy.cli.common import dense_weights, find_weights, open_images, show, weights_file
 from slimdeploy.console import note
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
@@ -47,6 +47,7 @@ def finetune(
     device: str = "cpu",
     save_dtype: Literal["float32", "float16"] = "float32",
     output: Path = Path("slim.safetensors"),
+    output_schedule: Path | None = None,
     json: bool = False,
 ) -> None:
     """Train the slim model end to end, distilling from the dense one. Resumes after a kill.
@@ -80,6 +81,8 @@ def finetune(
         device: torch device, as cpu or cuda.
         save_dtype: how the weights are stored.
         output: the weights to write, safetensors.
+        output_schedule: also write the schedule again, naming these weights: `export` then needs
+            no --checkpoint.
         json: print the result as JSON.
     """
     with requires("train"):
@@ -94,6 +97,8 @@ def finetune(
         or dense
     )
     check_writable(output, keep_schedule, dense, initial)
+    if output_schedule is not None:
+        check_writable(output_schedule, dense, initial, output)
     teacher, preprocessing = load_scheduled(schedule, dense)
     start, _ = load_scheduled(schedule, initial)
     folder = open_images(data_dir, split, "train")
@@ -142,6 +147,11 @@ def finetune(
         extra=extra,
         dtype=save_dtype,
     )
+    if output_schedule is not None:
+        named = {"slim_checkpoint": weights_file(output, output_schedule)}
+        if dense is not None:
+            named["checkpoint"] = weights_file(dense, output_schedule)
+        schedule.model_copy(update=named).write(output_schedule)
     runner.finished()
     result = {"checkpoint": str(output), "images": len(folder), **asdict(options)}
     show(result, f"wrote {output}", json)

@@ -42,8 +42,12 @@ def test_slim_finetune_export_verify_evaluate_profile(
     tuned = tmp_path / "slim.safetensors"
     run(
         capsys, "finetune", "--keep-schedule", sched, *data, "--epochs", 1, "--workers", 0,
-        "--output", tuned, "--save-dtype", "float16",
+        "--output", tuned, "--save-dtype", "float16", "--output-schedule", tmp_path / "tuned.json",
     )  # fmt: skip
+    named = KeepSchedule.read(tmp_path / "tuned.json")
+    assert named.keep == schedule.keep
+    assert named.slim_checkpoint is not None
+    assert named.slim_checkpoint.path == "slim.safetensors"
     slim, dense = tmp_path / "slim.onnx", tmp_path / "dense.onnx"
     made = run(capsys, "export", "--keep-schedule", sched, "--checkpoint", tuned, "--output", slim)
     assert made["tokens_per_block"] == schedule.counts
