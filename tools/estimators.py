@@ -28,10 +28,11 @@ from slimdeploy.measure.stats import bootstrap_interval
 from slimdeploy.schedule import KeepSchedule, Provenance
 from slimdeploy.slim.accuracy import torch_logits
 from slimdeploy.slim.choices import ImpactName
-from slimdeploy.slim.finetune import FinetuneOptions, Finetuner
+from slimdeploy.slim.finetune import Finetuner
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
 from slimdeploy.slim.timm_models import describe, load_model
+from slimdeploy.slim.training import FinetuneOptions
 
 app = App(help="Compare the estimators of impact at equal MACs.")
 

@@ -87,8 +87,9 @@ def finetune(
     """
     with requires("train"):
         from slimdeploy.slim.checkpoint import save_weights
-        from slimdeploy.slim.finetune import FinetuneOptions, Finetuner
+        from slimdeploy.slim.finetune import Finetuner
         from slimdeploy.slim.timm_models import load_scheduled
+        from slimdeploy.slim.training import FinetuneOptions
     schedule = KeepSchedule.read(keep_schedule)
     dense = dense_weights(schedule, keep_schedule, checkpoint)
     initial = (

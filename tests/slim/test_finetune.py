@@ -13,8 +13,9 @@ from slimdeploy.errors import GateError, InputError, MissingError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Layer, Provenance
-from slimdeploy.slim.finetune import FinetuneOptions, Finetuner, seed_epoch
+from slimdeploy.slim.finetune import Finetuner
 from slimdeploy.slim.timm_models import describe
+from slimdeploy.slim.training import FinetuneOptions, seed_epoch
 
 PREPROCESSING = Preprocessing(
     input_size=(3, 64, 64),
