@@ -166,7 +166,7 @@ def _export(
     kind = "dense" if slim is None else "lossless" if source.keep is None else "slim"
     with atomic_path(output) as path:
         onnx.save(graph if slim is None else slim.model, path)
-        logits = onnx_logits(path, images, one_by_one=not options.dynamic_batch)
+        logits = onnx_logits(path, images)
         parity = compare_outputs(torch_logits(reference, images), logits, tolerance)
         parity.require(f"{output}: against the {kind} torch model; nothing was written")
     counts = [] if slim is None else [block.queries for block in slim.blocks]
@@ -190,16 +190,14 @@ def _export(
     }
 
 
-def onnx_logits(
-    path: Path, images: NDArray[np.float32], one_by_one: bool = False
-) -> NDArray[np.float32]:
-    """Logits [n, classes] of an ONNX file on the CPU, in small batches."""
+def onnx_logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits [n, classes] of an ONNX file on the CPU, in small batches or the file's own."""
     import numpy as np
 
     from slimdeploy.engine import open_engine
 
-    size = 1 if one_by_one else 16
     with open_engine(path) as engine:
+        size = engine.inputs[0].shape[0] or 16
         output = engine.outputs[0].name
         parts = [
             engine.infer(images[start : start + size])[output]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,11 +69,10 @@ class Calibration:
     def _stream_bytes(self) -> int:
         return 4 * len(self.images) * self.tokens * self.geometry.width * (self.depth + 1)
 
-    def rows(self, layer: int, keep: Sequence[int] | None = None) -> Tensor | None:
+    def rows(self, layer: int) -> Tensor | None:
         """Local rows of what a slimmed layer keeps, among those the layer before keeps."""
-        wanted = self.keep[layer] if keep is None else keep
         before = self.keep.get(layer - 1, range(self.tokens))
-        return rows_among(wanted, before)
+        return rows_among(self.keep[layer], before)
 
     def suffix(self, x: Tensor, layer: int) -> Iterator[tuple[int, Tensor]]:
         """Run the slimmed layers after `layer` on Z_layer: yields each layer with its *input*."""
