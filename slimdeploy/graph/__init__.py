@@ -1,7 +1,7 @@
 """The graph stage: drop tokens from a dense ONNX vision transformer, by data flow alone.
 
 Code map:
-    slimming        the stage as two functions
+    slimming        the stage as three functions; options says what they may be asked for
     shapes          concrete shapes and constant values of all tensors; evaluate runs one node
     axes/           what each operator does to an axis: one table
     work            the graph under work; keep checks the schedule given
@@ -14,7 +14,16 @@ Code map:
 
 from __future__ import annotations
 
+from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.postconditions import BlockCount, check_graph
-from slimdeploy.graph.slimming import SlimGraph, lossless_graph, slim_graph
+from slimdeploy.graph.slimming import SlimGraph, dense_graph, lossless_graph, slim_graph
 
-__all__ = ["BlockCount", "SlimGraph", "check_graph", "lossless_graph", "slim_graph"]
+__all__ = [
+    "BlockCount",
+    "GraphOptions",
+    "SlimGraph",
+    "check_graph",
+    "dense_graph",
+    "lossless_graph",
+    "slim_graph",
+]

@@ -13,9 +13,11 @@ from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.blocks import Block, find_blocks
 from slimdeploy.graph.flow import trace
 from slimdeploy.graph.keep import checked_keep
+from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes import (
     CanonicalReshape,
     FoldConstants,
+    Pass,
     SelectTokens,
     SplitProjections,
     Tidy,
@@ -37,7 +39,11 @@ class SlimGraph:
 
 
 def slim_graph(
-    model: onnx.ModelProto, keep: Sequence[Sequence[int]], *, source: str = "model"
+    model: onnx.ModelProto,
+    keep: Sequence[Sequence[int]],
+    options: GraphOptions | None = None,
+    *,
+    source: str = "model",
 ) -> SlimGraph:
     """Drop tokens from a dense vision transformer as a schedule says.
 
@@ -48,6 +54,7 @@ def slim_graph(
         model: a dense graph whose only dynamic axis is the batch; it is left as it is.
         keep: for each block the global ids of the tokens that it keeps. Ids count from 0, prefix
             tokens (class, distillation, registers) first. Each list is a subset of the one before.
+        options: how the graph is written.
         source: what messages call the model, usually its file name.
 
     Raises:
@@ -56,33 +63,57 @@ def slim_graph(
             fails a check; the message names the node and the reason.
     """
     with _named(source):
-        work = _prepared(model)
+        options = options or GraphOptions()
+        work = _prepared(model, options)
         blocks, misses = find_blocks(work)
         tokens = _token_count(blocks)
         wanted = checked_keep(keep, len(blocks), tokens)
         trace(work, blocks, wanted)  # refuses before anything is rewritten
-        run([SplitProjections(wanted), SelectTokens(wanted), Tidy()], work)
+        run([SplitProjections(wanted), SelectTokens(wanted), *_written(options), Tidy()], work)
         sizes = [tokens, *map(len, wanted)]
         counts = list(zip(sizes[1:], sizes, strict=False))
         return _finished(work, model, counts, misses)
 
 
-def lossless_graph(model: onnx.ModelProto, *, source: str = "model") -> SlimGraph:
+def lossless_graph(
+    model: onnx.ModelProto, options: GraphOptions | None = None, *, source: str = "model"
+) -> SlimGraph:
     """Compute in the last block only what the head reads; the result is the same up to rounding.
 
     Args and errors: as `slim_graph`. If the head reads every token there is nothing to save: the
     graph is returned all the same, and a note says so.
     """
     with _named(source):
-        work = _prepared(model)
+        options = options or GraphOptions()
+        work = _prepared(model, options)
         blocks, misses = find_blocks(work)
-        run([SplitProjections(None), SelectTokens(None), Tidy()], work)
+        run([SplitProjections(None), SelectTokens(None), *_written(options), Tidy()], work)
         result = _finished(work, model, None, misses)
         if [count.queries for count in result.blocks] == [block.queries for block in blocks]:
             result.notes.append(
                 f"nothing to save: the head reads all {blocks[-1].queries} tokens of the last block"
             )
         return result
+
+
+def dense_graph(
+    model: onnx.ModelProto, options: GraphOptions | None = None, *, source: str = "model"
+) -> SlimGraph:
+    """The dense graph written with `options`: what a slim graph is to be compared with.
+
+    Args and errors: as `slim_graph`.
+    """
+    with _named(source):
+        options = options or GraphOptions()
+        work = _prepared(model, options)
+        _, misses = find_blocks(work)
+        run([*_written(options), Tidy()], work)
+        return _finished(work, model, None, misses)
+
+
+def _written(options: GraphOptions) -> list[Pass]:
+    """The passes that the options ask for, after the tokens are selected."""
+    return []
 
 
 @contextmanager
@@ -94,7 +125,7 @@ def _named(source: str) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from error
 
 
-def _prepared(model: onnx.ModelProto) -> Work:
+def _prepared(model: onnx.ModelProto, options: GraphOptions) -> Work:
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     if opset < _OLDEST_OPSET:
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
