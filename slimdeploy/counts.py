@@ -5,7 +5,8 @@
 `step`       four levels: all tokens, then r of the last level from L/4, L/2 and 3L/4 on
 `even`       n_l = r·N                the paper's Table 3 control
 
-The last layer always keeps exactly what the head reads. Counts include prefix tokens.
+The last layer keeps exactly what the head reads; where the head pools over tokens, it follows the
+shape like any other. Counts include prefix tokens.
 """
 
 from __future__ import annotations
@@ -43,11 +44,21 @@ def counts_of_shape(
         wanted = prefix + model.patches * fractions(layer, model.depth, r)
         rounded = multiple_of * max(1, round(wanted / multiple_of))
         counts.append(min(max(rounded, _least(model)), counts[-1] if counts else model.tokens))
-    return [*counts, len(model.head_reads)]
+    return [*counts, _last(model, fractions(model.depth, model.depth, r), counts)]
 
 
 def _least(model: ModelGeometry) -> int:
-    return max(len(model.prefix), len(model.head_reads), 1)
+    return max(len(model.prefix) + bool(model.head_pools), len(model.head_reads), 1)
+
+
+def _last(model: ModelGeometry, fraction: float, counts: list[int]) -> int:
+    """What the last layer keeps: tokens that no one reads or pools over are of no use to it."""
+    if not model.head_pools:
+        return len(model.head_reads)
+    read = len({*model.head_reads, *model.head_pools})
+    before = counts[-1] if counts else model.tokens
+    wanted = len(model.head_reads) + max(1, round(len(model.head_pools) * fraction))
+    return min(wanted, before - (model.tokens - read))
 
 
 def counts_for_budget(

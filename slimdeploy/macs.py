@@ -58,7 +58,8 @@ def model_macs(model: ModelGeometry, counts: Sequence[int]) -> ModelMacs:
     embed = model.patches * model.patch_size[0] * model.patch_size[1] * channels * model.width
     keys = [model.tokens, *counts[:-1]]
     layers = tuple(layer_macs(model, q, k) for q, k in zip(counts, keys, strict=True))
-    return ModelMacs(embed, layers, len(model.head_reads) * model.width * model.num_classes)
+    rows = max(len(model.head_reads), 1)  # a pooled row is read once
+    return ModelMacs(embed, layers, rows * model.width * model.num_classes)
 
 
 def dense_macs(model: ModelGeometry) -> ModelMacs:

@@ -73,8 +73,13 @@ def _ranks(order: NDArray[np.intp]) -> NDArray[np.float64]:
 def keep_by_rank(
     model: ModelGeometry, rank: NDArray[np.float64], counts: list[int]
 ) -> list[tuple[int, ...]]:
-    """Nested kept ids: layer l keeps the counts[l] best-ranked tokens."""
+    """Nested kept ids: layer l keeps the counts[l] best-ranked tokens.
+
+    The last layer chooses among those that the head reads or pools over.
+    """
     rank = rank.copy()
     rank[list(model.head_reads)] = np.inf
-    order = np.argsort(-rank, kind="stable")
-    return [tuple(sorted(int(i) for i in order[:count])) for count in counts]
+    order = [int(i) for i in np.argsort(-rank, kind="stable")]
+    needed = {*model.head_reads, *model.head_pools}
+    last = [i for i in order if i in needed][: counts[-1]]
+    return [tuple(sorted(ids)) for ids in (*(order[:count] for count in counts[:-1]), last)]

@@ -70,9 +70,14 @@ class ModelGeometry(_Strict):
     depth: PositiveInt
     width: PositiveInt
     heads: PositiveInt
-    mlp_width: PositiveInt
+    mlp_width: PositiveInt = Field(
+        description="hidden width; for a gated MLP that of a plain one with as many weights"
+    )
     num_classes: NonNegativeInt
     head_reads: TokenIds = Field(description="global ids of the tokens that the head reads")
+    head_pools: TokenIds = Field(
+        default=(), description="global ids of the tokens that the head averages or attends over"
+    )
 
     @property
     def patches(self) -> int:
@@ -122,6 +127,9 @@ class KeepSchedule(_Strict):
     version: Literal[1] = 1
     model: ModelGeometry
     preprocessing: Preprocessing | None = None
+    pool_kept: bool = Field(
+        default=False, description="let the head pool over the kept tokens: another function"
+    )
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     checkpoint: WeightsFile | None = Field(default=None, description="the dense model's weights")
     slim_checkpoint: WeightsFile | None = Field(
@@ -131,7 +139,8 @@ class KeepSchedule(_Strict):
 
     @model_validator(mode="after")
     def _tokens_agree(self) -> Self:
-        problem = token_problem(self.model, [layer.keep for layer in self.layers])
+        keep = [layer.keep for layer in self.layers]
+        problem = token_problem(self.model, keep, pool_kept=self.pool_kept)
         if problem:
             raise ValueError(problem)
         if self.preprocessing and self.preprocessing.input_size != self.model.input_size:
@@ -157,7 +166,9 @@ class KeepSchedule(_Strict):
     @property
     def digest(self) -> str:
         """SHA-256 over the model's geometry and the kept ids: what the artifacts depend on."""
-        essence = {"model": self.model.model_dump(mode="json"), "keep": self.keep}
+        # Left out where empty: digests of before there were pooling heads stay what they were.
+        empty = {"head_pools"} if not self.model.head_pools else set()
+        essence = {"model": self.model.model_dump(mode="json", exclude=empty), "keep": self.keep}
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -177,10 +188,13 @@ class KeepSchedule(_Strict):
         write_text(path, _compact_lists(self.model_dump(mode="json", by_alias=True)))
 
 
-def token_problem(model: ModelGeometry, keep: list[tuple[int, ...]]) -> str | None:
+def token_problem(
+    model: ModelGeometry, keep: list[tuple[int, ...]], *, pool_kept: bool = False
+) -> str | None:
     """The first rule of a keep schedule that `keep` breaks, with its field, or None.
 
-    Rules: one set per layer; ids exist; sets are nested; the last layer keeps what the head reads.
+    Rules: one set per layer; ids exist; sets are nested; every layer keeps what the head reads,
+    and all that it pools over, or with `pool_kept` one token of those.
     """
     if model.grid != (
         model.input_size[1] // model.patch_size[0],
@@ -197,12 +211,26 @@ def token_problem(model: ModelGeometry, keep: list[tuple[int, ...]]) -> str | No
             return f"layers[{index}].keep: id {strange[-1]} is out of range, the last is {limit}"
         if strange:
             return f"layers[{index}].keep: id {strange[0]} is not among {holder}"
-        lost = sorted(set(model.head_reads) - set(ids))
-        if lost:
-            kind = model.prefix[lost[0]] if lost[0] < len(model.prefix) else "patch"
-            why = f"the {kind} token (id {lost[0]}) is missing, the head reads it"
-            return f"layers[{index}].keep: {why}"
+        if lost := _lost(model, set(ids), pool_kept):
+            return f"layers[{index}].keep: {lost}"
         before, holder = set(ids), f"those that layers[{index}] keeps"
+    return None
+
+
+def _lost(model: ModelGeometry, kept: set[int], pool_kept: bool) -> str | None:
+    """What the head needs and `kept` has not."""
+    for id_ in model.head_reads:
+        if id_ not in kept:
+            kind = model.prefix[id_] if id_ < len(model.prefix) else "patch"
+            return f"the {kind} token (id {id_}) is missing, the head reads it"
+    pooled = set(model.head_pools)
+    if pooled and not pooled & kept:
+        return "no token is left of those that the head pools over"
+    if pooled - kept and not pool_kept:
+        return (
+            f"token {min(pooled - kept)} is missing, the head pools over it; "
+            "pool_kept lets it pool over the kept ones, which is another function"
+        )
     return None
 
 
