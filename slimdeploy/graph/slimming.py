@@ -64,7 +64,7 @@ def slim_graph(
     """
     with _named(source):
         options = options or GraphOptions()
-        work = _prepared(model, options)
+        work = prepared(model, options)
         blocks, misses = find_blocks(work)
         tokens = _token_count(blocks)
         wanted = checked_keep(keep, len(blocks), tokens)
@@ -85,7 +85,7 @@ def lossless_graph(
     """
     with _named(source):
         options = options or GraphOptions()
-        work = _prepared(model, options)
+        work = prepared(model, options)
         blocks, misses = find_blocks(work)
         run([SplitProjections(None), SelectTokens(None), *_written(options), Tidy()], work)
         result = _finished(work, model, None, misses)
@@ -105,7 +105,7 @@ def dense_graph(
     """
     with _named(source):
         options = options or GraphOptions()
-        work = _prepared(model, options)
+        work = prepared(model, options)
         _, misses = find_blocks(work)
         run([*_written(options), Tidy()], work)
         return _finished(work, model, None, misses)
@@ -125,7 +125,14 @@ def _named(source: str) -> Iterator[None]:
         raise type(error)(f"{source}: {error}") from error
 
 
-def _prepared(model: onnx.ModelProto, options: GraphOptions) -> Work:
+def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Work:
+    """A working copy of `model` in canonical form: what every analysis and rewrite starts from.
+
+    Raises:
+        InputError: if the opset is too old, or an axis other than the batch is dynamic.
+        GraphError: if a node holds a subgraph, or shapes contradict each other.
+    """
+    options = options or GraphOptions()
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     if opset < _OLDEST_OPSET:
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
