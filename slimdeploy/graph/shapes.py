@@ -27,12 +27,13 @@ class Facts:
     """What is known of each tensor, by name.
 
     A size -k in `shapes` stands for k times the batch. `values` holds every tensor that is the
-    same whatever the input and the batch are.
+    same whatever the input and the batch are. `types` holds onnx's numbers of element types.
     """
 
     shapes: Mapping[str, Shape]
     values: Mapping[str, Array]
     unknown: Mapping[str, str] = field(default_factory=dict)
+    types: Mapping[str, int] = field(default_factory=dict)
 
     def shape(self, name: str) -> Shape:
         """The shape of tensor `name`.
@@ -94,7 +95,7 @@ def _merge(one: Facts, two: Facts) -> Facts:
         if (other := two.values.get(name)) is not None
         and (value is other or (value.shape == other.shape and np.array_equal(value, other)))
     }
-    return Facts(shapes, values, unknown)
+    return Facts(shapes, values, unknown, one.types)
 
 
 def _size(one: int, two: int) -> int | None:
@@ -132,7 +133,8 @@ class _Sweep:
         shapes = {name: shape for name, kind in self.types.items() if (shape := _shape(kind))[0]}
         known = {name: shape[1] for name, shape in shapes.items()}
         missing = dict.fromkeys(self.types.keys() - known.keys(), "onnx infers none")
-        return Facts(known, self.values, {**missing, **self.unknown})
+        types = {name: kind.tensor_type.elem_type for name, kind in self.types.items()}
+        return Facts(known, self.values, {**missing, **self.unknown}, types)
 
     def _know(self, name: str, value: Array, data_type: int = 0) -> None:
         kind = data_type or onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
