@@ -1,0 +1,234 @@
+"""Model files: read whole or not at all, written whole or not at all, of any size.
+
+A model is one protobuf message of at most 2 GB, or a small message that names stretches of files
+beside it (ONNX's external data). `load_model` takes both. Weights that fit into a message are read
+into it; where they do not, they stay in their files and are read one by one, by `tensor_values`.
+Names of such files come from whoever made the model, so none may lead out of its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from slimdeploy.errors import InputError
+from slimdeploy.files import atomic_path
+from slimdeploy.graph.external import (
+    checked_stretch,
+    is_outside,
+    location_of,
+    raw_bytes,
+    read_stretch,
+    set_inside,
+    set_outside,
+    stored_bytes,
+    tensors,
+)
+
+MESSAGE_LIMIT = (1 << 31) - (1 << 24)
+"""Bytes of weights that a message may hold: protobuf's 2 GiB, less room for the graph itself."""
+
+_ALIGNMENT = 4096
+"""Offsets are multiples of a memory page, so that runtimes can map the file."""
+
+
+def load_model(path: Path, limit: int = MESSAGE_LIMIT) -> onnx.ModelProto:
+    """The model in `path`, with weights that lie beside it.
+
+    Args:
+        limit: up to this many bytes of external weights are read into the model. Beyond, they
+            stay in their files, named by absolute paths; `tensor_values` and `save_model` read
+            them there.
+
+    Raises:
+        InputError: if the file or one beside it is missing, truncated or no ONNX model, or a
+            tensor names a file outside the model's folder.
+    """
+    model = parse_model(path)
+    outside = [tensor for tensor in tensors(model) if is_outside(tensor)]
+    places = [checked_stretch(path, tensor) for tensor in outside]
+    inline = sum(place.length for place in places) <= limit
+    for tensor, place in zip(outside, places, strict=True):
+        if inline:
+            set_inside(tensor, read_stretch(place))
+        else:
+            set_outside(tensor, str(place.path), place.offset, place.length)
+    return model
+
+
+def parse_model(path: Path) -> onnx.ModelProto:
+    """The message in `path`; weights beside it stay there, unchecked.
+
+    Raises:
+        InputError: if the file is missing, truncated or no ONNX model.
+    """
+    model = onnx.ModelProto()
+    try:
+        if path.stat().st_size > (1 << 31) - 1:
+            raise InputError(
+                f"{path}: is larger than 2 GB, which ONNX does not allow for one file; export it "
+                "again with external data"
+            )
+        model.ParseFromString(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {_why_unreadable(path, error)}") from error
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise InputError(_refusal(path)) from error
+    if not model.graph.node:
+        raise InputError(_refusal(path))
+    return model
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file; give the path of an .onnx file"
+    if path.is_dir():
+        return "is a folder; give the path of an .onnx file"
+    return f"cannot be read ({error.strerror})"
+
+
+def _refusal(path: Path) -> str:
+    return f"{path}: not a complete ONNX model (truncated, or another kind of file); export again"
+
+
+def save_model(
+    model: onnx.ModelProto, path: Path, limit: int = MESSAGE_LIMIT, inside: int = 4096
+) -> None:
+    """Write `model` to `path`; weights go to `<path>.data` if all of it exceeds `limit` bytes.
+
+    Either file takes its name when both are complete. The data file of the model that is replaced
+    goes with it; one that is not its own is never touched. Weights are copied one at a time.
+
+    Args:
+        inside: tensors of up to so many bytes stay in the model all the same: runtimes want
+            shapes and axes there.
+
+    Raises:
+        InputError: if the folder cannot be written, a file that is not the old model's has the
+            data file's name, or weights lie in a file that cannot be read.
+    """
+    data = path.with_name(path.name + ".data")
+    stale = data.is_file() and data.name in _files_named(path)
+    size = sum(_size(tensor) for tensor in model.graph.initializer)
+    if size + _rest(model).ByteSize() <= limit:
+        with atomic_path(path) as temporary:
+            _write_message(model, temporary)
+        if stale:
+            data.unlink()
+        return
+    if data.exists() and not stale:
+        raise InputError(f"{data}: is not {path.name}'s own; remove it or choose another --output")
+    with atomic_path(path) as model_path, atomic_path(data) as data_path:
+        _write_message(_moved_outside(model, data_path, data.name, inside), model_path)
+
+
+def _files_named(path: Path) -> set[str]:
+    """The external files that an existing model names, as it spells them."""
+    try:
+        model = parse_model(path)
+    except InputError:
+        return set()
+    return {location_of(tensor) for tensor in tensors(model) if is_outside(tensor)}
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    return stored_bytes(tensor) if is_outside(tensor) else tensor.ByteSize()
+
+
+def _rest(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` without its initialisers."""
+    rest = onnx.ModelProto()
+    copy_fields(model, rest, {"graph"})
+    copy_fields(model.graph, rest.graph, {"initializer"})
+    for tensor in tensors(rest):
+        if is_outside(tensor):
+            set_inside(tensor, raw_bytes(tensor))
+    return rest
+
+
+def copy_fields(source: Any, target: Any, left_out: Collection[str]) -> None:
+    """Copy all fields of a message into an empty one of its kind, but for those `left_out`."""
+    for field, value in source.ListFields():
+        if field.name in left_out:
+            continue
+        if field.is_repeated:
+            getattr(target, field.name).MergeFrom(value)
+        elif field.type == field.TYPE_MESSAGE:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _write_message(model: onnx.ModelProto, path: Path) -> None:
+    """Serialise a model tensor by tensor: the bytes of all at once would double the memory."""
+    rest = _rest(model)
+    graph = rest.graph.SerializeToString()
+    rest.ClearField("graph")
+    stored = model.graph.initializer
+    sizes = [_inside(tensor).ByteSize() for tensor in stored]
+    heads = [_field_head(_INITIALIZER, size) for size in sizes]
+    with path.open("wb") as file:
+        file.write(rest.SerializeToString())
+        file.write(_field_head(_GRAPH, len(graph) + sum(sizes) + sum(map(len, heads))))
+        file.write(graph)
+        for head, tensor in zip(heads, stored, strict=True):
+            file.write(head)
+            file.write(_inside(tensor).SerializeToString())
+
+
+_GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+_INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+
+
+def _field_head(number: int, length: int) -> bytes:
+    """What protobuf's wire format writes before a field that is itself a message."""
+    return _varint(number << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, lowest first; the top bit says that more follow."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
+
+
+def _inside(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """`tensor` with its numbers in it, unless they lie in the file being written."""
+    if not is_outside(tensor) or not Path(location_of(tensor)).is_absolute():
+        return tensor
+    inside = onnx.TensorProto()
+    copy_fields(tensor, inside, {"external_data", "data_location"})
+    inside.raw_data = raw_bytes(tensor)
+    return inside
+
+
+def _moved_outside(
+    model: onnx.ModelProto, data: Path, location: str, inside: int
+) -> onnx.ModelProto:
+    """`model` with its large initialisers in the file `data`, which it calls `location`."""
+    moved = _rest(model)
+    with data.open("wb") as file:
+        for tensor in model.graph.initializer:
+            entry = moved.graph.initializer.add(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+            )
+            if tensor.data_type == onnx.TensorProto.STRING:
+                entry.CopyFrom(tensor)
+                continue
+            raw = raw_bytes(tensor)
+            if len(raw) <= inside:
+                set_inside(entry, raw)
+                continue
+            set_outside(entry, location, _append(file, raw), len(raw))
+    return moved
+
+
+def _append(file: IO[bytes], raw: bytes) -> int:
+    """Write `raw` at the next page of the file; its offset."""
+    offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
+    file.write(b"\0" * (offset - file.tell()))
+    file.write(raw)
+    return offset
