@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from google.protobuf.message import DecodeError
 from rich.console import Console, RenderableType
 
 from slimdeploy.console import arguments
 from slimdeploy.errors import InputError
-from slimdeploy.files import read_bytes, sha256_file
+from slimdeploy.files import sha256_file
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, mac_reduction, schedule_macs
 from slimdeploy.preprocessing import Preprocessing
@@ -93,15 +92,14 @@ def command_line() -> tuple[str, ...]:
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """An ONNX file's model.
+    """An ONNX file's model, with weights that lie beside it.
 
     Raises:
-        InputError: if it is missing, truncated or no ONNX file.
+        InputError: if it is missing, truncated or no ONNX file, or weights lie outside its folder.
     """
-    try:
-        return onnx.load_from_string(read_bytes(path))
-    except DecodeError as error:
-        raise InputError(f"{path}: not an ONNX file, or a truncated one") from error
+    from slimdeploy.graph.storage import load_model
+
+    return load_model(path)
 
 
 def summary(schedule: KeepSchedule) -> dict[str, Any]:
