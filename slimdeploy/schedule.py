@@ -78,6 +78,9 @@ class ModelGeometry(_Strict):
     head_pools: TokenIds = Field(
         default=(), description="global ids of the tokens that the head averages or attends over"
     )
+    outputs: tuple[str, ...] = Field(
+        default=(), description="outputs of an ONNX file that are kept; empty keeps all"
+    )
 
     @property
     def patches(self) -> int:
@@ -166,8 +169,8 @@ class KeepSchedule(_Strict):
     @property
     def digest(self) -> str:
         """SHA-256 over the model's geometry and the kept ids: what the artifacts depend on."""
-        # Left out where empty: digests of before there were pooling heads stay what they were.
-        empty = {"head_pools"} if not self.model.head_pools else set()
+        # Left out where empty, so that the digests of older schedules stay what they were.
+        empty = {name for name in ("head_pools", "outputs") if not getattr(self.model, name)}
         essence = {"model": self.model.model_dump(mode="json", exclude=empty), "keep": self.keep}
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
 
