@@ -13,8 +13,9 @@ import onnx_graphsurgeon as gs
 
 from slimdeploy.graph.axes import Ids, Link, Port, Shape
 from slimdeploy.graph.blocks import all_ids
-from slimdeploy.graph.emit import is_identity, positions, select, select_constant
+from slimdeploy.graph.emit import Pick, is_identity, positions, select, select_constant
 from slimdeploy.graph.flow import Flow
+from slimdeploy.graph.options import Select
 from slimdeploy.graph.passes.canonical_reshape import set_target
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, is_read, node_error
 
@@ -23,12 +24,13 @@ class Rewriter:
     """Rewrites the nodes of `work` one by one, in order.
 
     Tensors computed by nodes keep their names, so `flow`, which goes by the names of the dense
-    graph, stays valid throughout. Equal selections of one tensor are made once.
+    graph, stays valid throughout. Equal selections of one tensor are made once, in `form`.
     """
 
-    def __init__(self, work: Work, flow: Flow) -> None:
+    def __init__(self, work: Work, flow: Flow, form: Select = "gather") -> None:
         self.work = work
         self.flow = flow
+        self.form = form
         self._made: dict[tuple[str, int, Ids], Tensor] = {}
 
     def rewrite(self, node: Node) -> None:
@@ -58,9 +60,16 @@ class Rewriter:
             return tensor
         key = (tensor.name, axis, local)
         if key not in self._made:
-            emit = select_constant if is_constant(tensor) else select
-            self._made[key] = emit(self.work, tensor, axis, local)
+            self._made[key] = self._select(tensor, name, axis, local)
         return self._made[key]
+
+    def _select(self, tensor: Tensor, name: str, axis: int, local: Ids) -> Tensor:
+        if is_constant(tensor):
+            return select_constant(self.work, tensor, axis, local)
+        facts = self.work.facts
+        rank, count = len(facts.shape(name)), len(self.held(name, axis))
+        pick = Pick(axis, local, count, rank, facts.types[name])
+        return select(self.work, tensor, pick, self.form)
 
     def dense(self, name: str, axis: int) -> Ids:
         """The ids along an axis of the dense graph's tensor."""
@@ -143,7 +152,7 @@ def _drop_sliced_axes(work: Work, node: Node, moved: set[int], rank: int) -> Non
     ]
     data = node.inputs[0]
     if not rows:
-        _become_identity(node, data)
+        become_identity(node, data)
         return
     stem = f"{node.outputs[0].name}.bound"
     bounds = [
@@ -152,8 +161,8 @@ def _drop_sliced_axes(work: Work, node: Node, moved: set[int], rank: int) -> Non
     node.inputs = [data, *bounds]
 
 
-def _become_identity(node: Node, data: Tensor) -> None:
-    """`drop_identities` removes it; as a node it keeps its output's name until then."""
+def become_identity(node: Node, data: Tensor) -> None:
+    """Let `node` pass `data` on; `drop_identities` removes it, and its output keeps its name."""
     node.op = "Identity"
     node.attrs.clear()
     node.inputs = [data]
@@ -192,7 +201,7 @@ def _gather(rewriter: Rewriter, node: Node) -> None:
         wanted = wanted[list(rewriter.held(node.outputs[0].name, link.output.axis))]
     local = positions([int(i) for i in np.ravel(wanted)], rewriter.held(name, axis))
     if wanted.ndim == 1 and is_identity(local, len(rewriter.held(name, axis))):
-        _become_identity(node, node.inputs[0])
+        become_identity(node, node.inputs[0])
         return
     values = np.asarray(local, np.int64).reshape(np.shape(wanted))
     node.inputs[1] = rewriter.work.constant(f"{node.outputs[0].name}.index", values)
@@ -206,7 +215,7 @@ def _concat(rewriter: Rewriter, node: Node) -> None:
         if rewriter.flow.asked.get((id(node), Port(index, along))) != ():
             kept.append(rewriter.narrowed(node, index, tensor))
     if len(kept) == 1:
-        _become_identity(node, kept[0])
+        become_identity(node, kept[0])
     elif kept:  # with none left the node is dead
         node.inputs = kept
 

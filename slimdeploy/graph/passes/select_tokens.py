@@ -8,6 +8,7 @@ from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids, Shape
 from slimdeploy.graph.blocks import find_blocks
 from slimdeploy.graph.flow import trace
+from slimdeploy.graph.options import Select
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.rewrite import Rewriter
 from slimdeploy.graph.work import Work, drop_identities
@@ -17,20 +18,22 @@ class SelectTokens(Pass):
     """Compute in each block only what the schedule keeps and what later nodes read of it.
 
     With a schedule, the residual stream after the attention of block l+1 holds `keep[l]`. With
-    None nothing is dropped, but what the head does not read is not computed either.
+    None nothing is dropped, but what the head does not read is not computed either. Selections are
+    written in `form`.
 
     Example (the head reads token 0 of 5):
         before: h = LayerNormalization(x); y = Gather<axis=1>(h, 0)
         after:  s = Gather<axis=1>(x, [0]); h = LayerNormalization(s); y = Gather<axis=1>(h, 0)
     """
 
-    def __init__(self, keep: Sequence[Ids] | None) -> None:
+    def __init__(self, keep: Sequence[Ids] | None, form: Select = "gather") -> None:
         self.keep = keep
+        self.form = form
         self.planned: dict[str, Shape] = {}
 
     def call(self, work: Work) -> None:
         blocks, _ = find_blocks(work)
-        rewriter = Rewriter(work, trace(work, blocks, self.keep))
+        rewriter = Rewriter(work, trace(work, blocks, self.keep), self.form)
         self.planned = {name: rewriter.shape(name) for name, _ in rewriter.flow.computed}
         for node in list(work.graph.nodes):
             rewriter.rewrite(node)
