@@ -23,7 +23,8 @@ class SplitProjections(Pass):
     """Replace one product with weights [D, 3D] by three, where queries and keys differ in number.
 
     Which columns of the product reach Q, K and V is found by sending the numbers of all elements
-    through the nodes in between, so any order of heads, parts and features is understood.
+    through the nodes in between, so any order of heads, parts and features is understood. With
+    `everywhere` the products of all blocks are separated, whatever their tokens.
 
     Example:
         before: y = MatMul(x, W); r = Reshape(y, [0, 0, 3, 3, 64]); t = Transpose(r)
@@ -31,14 +32,15 @@ class SplitProjections(Pass):
         after:  q = Transpose(Reshape(MatMul(x, Wq), [0, 0, 3, 64])); k = ...; v = ...
     """
 
-    def __init__(self, keep: Sequence[Ids] | None) -> None:
+    def __init__(self, keep: Sequence[Ids] | None, everywhere: bool = False) -> None:
         self.keep = keep
+        self.everywhere = everywhere
 
     def call(self, work: Work) -> None:
         blocks, _ = find_blocks(work)
-        flow = trace(work, blocks, self.keep)
+        flow = None if self.everywhere else trace(work, blocks, self.keep)
         for number, block in enumerate(blocks, 1):
-            if _differ(flow, block):
+            if flow is None or _differ(flow, block):
                 self._split(work, block, number)
 
     def _split(self, work: Work, block: Block, number: int) -> None:
