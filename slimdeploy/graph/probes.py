@@ -41,6 +41,11 @@ class Probe:
     output: str | None
     axis: int
 
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the streams that the block shows, in the order of computation."""
+        return [name for name in (self.attention, self.output) if name]
+
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """A private copy of `model` without local functions."""

@@ -57,7 +57,7 @@ def masked_graph(
     editor = Editor(masked)
     for probe, ids in zip(probes[1:], wanted, strict=False):
         if len(ids) < tokens:
-            editor.hide_keys(probe.anchor, ids, tokens)
+            editor.hide_keys(probe.anchor, ids, tokens, tokens)
     if pool_kept and len(wanted[-1]) < tokens:
         pool_over(editor, work, probes[-1], wanted[-1])
     if outputs == "blocks":

@@ -32,8 +32,8 @@ def pool_over(editor: Editor, work: Work, last: Probe, ids: Sequence[int]) -> No
         if node.op == "ReduceMean" and _reduces(work, node, last):
             _weigh(editor, work, node, last, ids)
             pools += 1
-        elif node.op in ("Softmax", "Attention") and _keys(work, node) == last.keys:
-            editor.hide_keys(node.outputs[0].name, ids, last.keys)
+        elif node.op in ("Softmax", "Attention") and _scores(work, node)[1] == last.keys:
+            editor.hide_keys(node.outputs[0].name, ids, *_scores(work, node))
             pools += 1
     if not pools:
         raise GraphError(
@@ -94,7 +94,10 @@ def _weigh(editor: Editor, work: Work, node: Node, last: Probe, ids: Sequence[in
     pool.input[0] = editor.insert(pool, "Mul", [pool.input[0], column])
 
 
-def _keys(work: Work, node: Node) -> int:
+def _scores(work: Work, node: Node) -> tuple[int, int]:
+    """How many queries meet how many keys."""
     if node.op == "Softmax":
-        return int(work.facts.shape(node.outputs[0].name)[-1])
-    return int(work.facts.shape(node.inputs[1].name)[-2])
+        shape = work.facts.shape(node.outputs[0].name)
+        return (shape[-2] if len(shape) > 1 else 1), shape[-1]
+    query, key = (work.facts.shape(tensor.name) for tensor in node.inputs[:2])
+    return query[-2], key[-2]

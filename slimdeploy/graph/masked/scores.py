@@ -28,10 +28,11 @@ class Editor:
 
     def producer(self, name: str) -> onnx.NodeProto:
         """The node that computes tensor `name`, which must be computed."""
-        return next(node for node in self.graph.node if name in node.output)
+        found: onnx.NodeProto = next(node for node in self.graph.node if name in node.output)
+        return found
 
     def insert(self, before: onnx.NodeProto, op: str, inputs: list[str], **attrs: Any) -> str:
-        """Put a node in front of another; the name of its only output, of the first input's type."""
+        """Put a node in front of another; returns the name of its only output."""
         name = self.fresh(f"masked.{before.output[0]}.{op}")
         place = next(i for i, node in enumerate(self.graph.node) if node is before)
         self.graph.node.insert(place, onnx.helper.make_node(op, inputs, [name], name, **attrs))
@@ -56,11 +57,11 @@ class Editor:
         self._names.add(name)
         return name
 
-    def hide_keys(self, anchor: str, visible: Sequence[int], keys: int) -> None:
+    def hide_keys(self, anchor: str, visible: Sequence[int], queries: int, keys: int) -> None:
         """Let the Softmax or Attention node that computes `anchor` see these of its keys only.
 
-        The mask has one entry per key, so it fits scores of any rank, whatever their other axes.
-        Masks that the graph has stay: this one is added to them.
+        The mask of a Softmax has one entry per key, so it fits scores of any rank. Masks that the
+        graph has stay: this one is added to them.
 
         Raises:
             GraphError: if the node limits its scores after masking them, or its type is unknown.
@@ -75,9 +76,11 @@ class Editor:
                 f"node '{node.name or anchor}' (Attention): softcap limits what a mask can hide; "
                 "export the model with attention as MatMul and Softmax"
             )
-        self._mask_operator(node, visible, keys)
+        self._mask_operator(node, visible, queries, keys)
 
-    def _mask_operator(self, node: onnx.NodeProto, visible: Sequence[int], keys: int) -> None:
+    def _mask_operator(
+        self, node: onnx.NodeProto, visible: Sequence[int], queries: int, keys: int
+    ) -> None:
         anchor = node.output[0]
         given = node.input[3] if len(node.input) > 3 else ""
         if given and element_type(self.types, given) == onnx.TensorProto.BOOL:
@@ -86,9 +89,9 @@ class Editor:
         elif given:
             hidden = self._additive(anchor, visible, keys, element_type(self.types, given))
             mask = self.insert(node, "Add", [given, hidden])
-        else:  # the operator wants a matrix; one row of scores per query is masked alike
+        else:  # ONNX Runtime wants a row for each query
             kind = element_type(self.types, node.input[0])
-            mask = self._additive(anchor, visible, keys, kind, rows=keys)
+            mask = self._additive(anchor, visible, keys, kind, rows=queries)
         del node.input[3:4]
         node.input.insert(3, mask)
 
