@@ -125,7 +125,9 @@ class _Function:
     @property
     def kind(self) -> np.dtype[Any]:
         """The type of its constants."""
-        return np.dtype(next(t.dtype for n in self.nodes for t in n.inputs if is_constant(t)))
+        numbers = (t for node in self.nodes for t in node.inputs if is_constant(t))
+        kind: np.dtype[Any] = np.dtype(next(numbers).dtype)
+        return kind
 
     def equals(self, wanted: Callable[[Array], Array]) -> bool:
         """Whether it is `wanted` at all points, but for the rounding of its constants."""

@@ -40,7 +40,7 @@ class Projection:
         if bias is not None:
             tensor = computed(bias)
         node = made_by(tensor, "MatMul")
-        if not is_product(node) or only_reader(work, tensor) is None:
+        if node is None or not is_product(node) or only_reader(work, tensor) is None:
             return None
         return cls(node, bias) if is_float(node.inputs[1]) else None
 

@@ -8,6 +8,7 @@ from slimdeploy.graph.passes.fold_constants import FoldConstants
 from slimdeploy.graph.passes.select_tokens import SelectTokens
 from slimdeploy.graph.passes.split_projections import SplitProjections
 from slimdeploy.graph.passes.tidy import Tidy
+from slimdeploy.graph.passes.unflatten_tokens import UnflattenTokens
 
 __all__ = [
     "CanonicalReshape",
@@ -16,5 +17,6 @@ __all__ = [
     "SelectTokens",
     "SplitProjections",
     "Tidy",
+    "UnflattenTokens",
     "run",
 ]
