@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids, Link, Port, Relation
 from slimdeploy.graph.blocks import Block, all_ids, token_axes
+from slimdeploy.graph.weights import Axis, carry_weights
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, is_read, node_error
-
-Axis = tuple[str, int]
 
 
 @dataclass
@@ -36,31 +35,36 @@ class Flow:
     asked: dict[tuple[int, Port], Ids] = field(default_factory=dict)
 
 
-def trace(work: Work, blocks: Sequence[Block], keep: Sequence[Ids] | None) -> Flow:
+def trace(
+    work: Work, blocks: Sequence[Block], keep: Sequence[Ids] | None, *, pool_kept: bool = False
+) -> Flow:
     """The flow of tokens if block l+1 keeps `keep[l]`; None keeps all (the lossless case).
+
+    Args:
+        pool_kept: let a head that pools over tokens pool over those that are kept.
 
     Raises:
         GraphError: if dropping tokens would change what a node means, or it reads dropped ones.
     """
     cuts = {b.stream.name: ids for b, ids in zip(blocks, keep, strict=True)} if keep else {}
     flow = Flow(token_axes(work, list(blocks)))
-    _Forward(work, flow, blocks, cuts).run()
-    _Backward(work, flow, _settled(work, blocks) if keep else set()).run()
+    behind = _behind(work, blocks[-1])
+    _Forward(work, flow, blocks, cuts, behind, pool_kept).run()
+    # The tensors of which a schedule decides the tokens, whatever is read of them: the streams,
+    # and all behind the last. One that keeps more than the head reads is obeyed, for other stages
+    # count on it.
+    settled = behind.union(block.stream.name for block in blocks)
+    _Backward(work, flow, settled if keep else set()).run()
     return flow
 
 
-def _settled(work: Work, blocks: Sequence[Block]) -> set[str]:
-    """The tensors of which a schedule decides the tokens, whatever is read of them.
-
-    The streams, and all that depends on the last: a schedule that keeps more than the head reads
-    is obeyed, for other stages count on it.
-    """
-    settled = {block.stream.name for block in blocks}
-    behind = {blocks[-1].stream.name}
+def _behind(work: Work, block: Block) -> set[str]:
+    """The stream of `block` and the tensors that depend on it."""
+    behind = {block.stream.name}
     for node in work.graph.nodes:
         if any(tensor.name in behind for tensor in node.inputs):
             behind.update(tensor.name for tensor in node.outputs)
-    return settled | behind
+    return behind
 
 
 class _Pass:
@@ -91,10 +95,19 @@ class _Forward(_Pass):
     """Propagates which ids are available, and refuses where fewer would mean something else."""
 
     def __init__(
-        self, work: Work, flow: Flow, blocks: Sequence[Block], cuts: Mapping[str, Ids]
+        self,
+        work: Work,
+        flow: Flow,
+        blocks: Sequence[Block],
+        cuts: Mapping[str, Ids],
+        behind: set[str],
+        pool_kept: bool,
     ) -> None:
         super().__init__(work, flow)
         self.cuts = cuts
+        self.behind = behind
+        self.pool_kept = pool_kept
+        self.weights: set[Axis] = set()
         self.anchors = {id(block.anchor) for block in blocks}
         self.axis_of = {block.stream.name: block.axis for block in blocks}
 
@@ -104,6 +117,7 @@ class _Forward(_Pass):
             short = [item for item in self.ports(node.inputs) if self._is_short(item[1])]
             for port, axis in short:
                 self._check(node, relation, port, axis)
+            carry_weights(self.work, node, relation, self.weights)
             for port, axis in self.ports(node.outputs):
                 ids = self._through(node, relation, port, axis) if short else self.dense(axis)
                 if self.axis_of.get(axis[0]) == axis[1]:
@@ -127,16 +141,29 @@ class _Forward(_Pass):
     def _check(self, node: Node, relation: Relation, port: Port, axis: Axis) -> None:
         """Refuse `node` if it cannot do with what is left along one of its input axes."""
         links = relation.of_input(port)
+        if port in relation.pools:
+            self._check_pool(node, relation, port, axis)
         if group := relation.group_of(port):
             self._check_group(node, group, axis)
         elif (picked := relation.read_of(port)) is not None:
             if missing := sorted(set(picked) - set(self.held(axis))):
                 raise node_error(node, f"reads token {missing[0]}, which the schedule drops")
-        elif not links and node.op != "Shape":
+        elif not links and port not in relation.pools and node.op != "Shape":
             raise node_error(node, f"{self._left(axis)}: {relation.why}")
         for link in links:
-            if link.mixes and id(node) not in self.anchors:
+            if link.mixes and port not in relation.pools:
                 raise node_error(node, f"{self._left(axis)}: {link.mixes}")
+
+    def _check_pool(self, node: Node, relation: Relation, port: Port, axis: Axis) -> None:
+        """Blocks attend to what is left; the head may pool over it if the user says so."""
+        if id(node) in self.anchors:
+            return
+        why = next((link.mixes for link in relation.of_input(port) if link.mixes), relation.why)
+        if not self.held(axis) or node.outputs[0].name not in self.behind:
+            raise node_error(node, f"{self._left(axis)}: {why}")
+        if not self.pool_kept:
+            remedy = "keep them all, or pool over the kept ones with --pool-kept"
+            raise node_error(node, f"{self._left(axis)}: {why}; {remedy}")
 
     def _check_group(self, node: Node, group: tuple[Port, ...], axis: Axis) -> None:
         computed = [port for port in group if not is_constant(node.inputs[port.operand])]
@@ -145,6 +172,9 @@ class _Forward(_Pass):
             raise node_error(node, f"{self._left(axis)}: it weighs tokens by constants")
         if len(held) > 1:
             raise node_error(node, "sums over two axes that hold different tokens")
+        weighted = any((node.inputs[p.operand].name, p.axis) in self.weights for p in computed)
+        if node.op != "Attention" and not weighted:
+            raise node_error(node, f"{self._left(axis)}: its sum has no weights from a Softmax")
 
     def _through(self, node: Node, relation: Relation, port: Port, axis: Axis) -> Ids:
         links = [

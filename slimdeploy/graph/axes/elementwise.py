@@ -32,7 +32,8 @@ def elementwise(op: Op) -> Relation:
 def softmax(op: Op) -> Relation:
     """Softmax and its kin: every axis passes, but the one it normalises is needed whole."""
     along = op.axis(-1, len(op.inputs[0]))
-    return Relation(_same_shape_links(op, {along}, "it normalises along that axis"))
+    links = _same_shape_links(op, {along}, "it normalises along that axis")
+    return Relation(links, pools=(Port(0, along),))
 
 
 def normalization(op: Op) -> Relation:

@@ -99,12 +99,20 @@ def reduction(op: Op) -> Relation:
     kept = [axis for axis in range(rank) if axis not in reduced]
     places = kept if op.attrs.get("keepdims", 1) else range(len(kept))
     links = tuple(Link(Port(0, to), Port(0, at)) for to, at in zip(places, kept, strict=True))
+    pools = tuple(Port(0, axis) for axis in sorted(reduced)) if op.kind == "ReduceMean" else ()
+    return Relation(links, pools=pools, why="it reduces over that axis")
+
+
+def global_pool(op: Op) -> Relation:
+    """The batch and the channels pass; the other axes are averaged, or their maximum taken."""
+    links = (Link(Port(0, 0), Port(0, 0)), Link(Port(0, 1), Port(0, 1)))
     return Relation(links, why="it reduces over that axis")
 
 
 RULES = {
     "Transpose": transpose,
     "Expand": expand,
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), global_pool),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys(REDUCTIONS, reduction),
 }

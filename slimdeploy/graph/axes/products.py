@@ -54,7 +54,8 @@ def attention(op: Op) -> Relation:
             links.append(Link(links[0].output, Port(3, len(mask) - 2)))
         if mask[-1] == key[-2]:
             keys.append(Port(3, len(mask) - 1))
-    return Relation(tuple(links), contracted=(tuple(keys),), why="it is summed over")
+    pools = tuple(keys)
+    return Relation(tuple(links), contracted=(pools,), pools=pools, why="it is summed over")
 
 
 RULES = {"MatMul": matmul, "Gemm": gemm, "Attention": attention}

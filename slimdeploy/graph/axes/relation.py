@@ -79,12 +79,15 @@ class Relation:
 
     `contracted` lists groups of input axes that are summed over together (the keys' axis of the
     attention weights and of V). `reads` are input axes of which fixed positions are picked and
-    that then vanish. `why` explains what happens to an axis that nothing mentions.
+    that then vanish. `pools` are input axes along which the node takes a mean, weighted or not,
+    so that of fewer positions it is the same function of a smaller set. `why` explains what
+    happens to an axis that nothing mentions.
     """
 
     links: tuple[Link, ...] = ()
     contracted: tuple[tuple[Port, ...], ...] = ()
     reads: tuple[tuple[Port, Ids], ...] = ()
+    pools: tuple[Port, ...] = ()
     why: str = "the axis does not survive it"
 
     def of_output(self, port: Port) -> list[Link]:

@@ -26,14 +26,18 @@ class SelectTokens(Pass):
         after:  s = Gather<axis=1>(x, [0]); h = LayerNormalization(s); y = Gather<axis=1>(h, 0)
     """
 
-    def __init__(self, keep: Sequence[Ids] | None, form: Select = "gather") -> None:
+    def __init__(
+        self, keep: Sequence[Ids] | None, form: Select = "gather", *, pool_kept: bool = False
+    ) -> None:
         self.keep = keep
         self.form = form
+        self.pool_kept = pool_kept
         self.planned: dict[str, Shape] = {}
 
     def call(self, work: Work) -> None:
         blocks, _ = find_blocks(work)
-        rewriter = Rewriter(work, trace(work, blocks, self.keep), self.form)
+        flow = trace(work, blocks, self.keep, pool_kept=self.pool_kept)
+        rewriter = Rewriter(work, flow, self.form)
         self.planned = {name: rewriter.shape(name) for name, _ in rewriter.flow.computed}
         for node in list(work.graph.nodes):
             rewriter.rewrite(node)

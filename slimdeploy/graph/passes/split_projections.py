@@ -32,13 +32,18 @@ class SplitProjections(Pass):
         after:  q = Transpose(Reshape(MatMul(x, Wq), [0, 0, 3, 64])); k = ...; v = ...
     """
 
-    def __init__(self, keep: Sequence[Ids] | None, everywhere: bool = False) -> None:
+    def __init__(
+        self, keep: Sequence[Ids] | None, everywhere: bool = False, *, pool_kept: bool = False
+    ) -> None:
         self.keep = keep
         self.everywhere = everywhere
+        self.pool_kept = pool_kept
 
     def call(self, work: Work) -> None:
         blocks, _ = find_blocks(work)
-        flow = None if self.everywhere else trace(work, blocks, self.keep)
+        flow = None
+        if not self.everywhere:
+            flow = trace(work, blocks, self.keep, pool_kept=self.pool_kept)
         for number, block in enumerate(blocks, 1):
             if flow is None or _differ(flow, block):
                 self._split(work, block, number)
