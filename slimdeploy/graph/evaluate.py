@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from slimdeploy.graph.external import tensor_values
+
 Array = NDArray[Any]
+Types: TypeAlias = Mapping[str, onnx.TypeProto]
+
+MOST_ELEMENTS = 1 << 26
+"""A computed constant is held and written: beyond 256 MB of fp32 that is a loss, not a gain."""
 
 # Their result differs from call to call, or carries what quantisation needs to see.
 _NAMES = (
@@ -33,15 +40,31 @@ def evaluate(
     if node.op_type in KEPT or _holds_graph(node) or any(name not in inputs for name in names):
         return None
     if node.op_type == "Constant":
-        return [_constant(node)]
+        return _constant(node)
     if not names:
         return None
     try:
         evaluator = ReferenceEvaluator(node, opsets=dict(opsets))
-        outputs = evaluator.run(None, {name: inputs[name] for name in names})
-    except (NotImplementedError, KeyError, RuntimeError, TypeError, ValueError):
-        return None  # an operator that the reference lacks is no error: it is only not folded
-    return [np.asarray(output) for output in outputs]
+        with np.errstate(all="ignore"):
+            outputs = evaluator.run(None, {name: inputs[name] for name in names})
+    except Exception:  # whatever the reference lacks or refuses is no error: it is only not folded
+        return None
+    return _numeric([np.asarray(o) if np.isscalar(o) else o for o in outputs])
+
+
+def _numeric(outputs: Sequence[Any]) -> Sequence[Array] | None:
+    """The outputs if all are arrays of numbers: no sequences, no strings."""
+    kinds = [output.dtype.kind if isinstance(output, np.ndarray) else "O" for output in outputs]
+    return None if set(kinds) & set("OSU") else outputs
+
+
+def is_affordable(outputs: Types) -> bool:
+    """Whether a node with outputs of these types may be evaluated: a file may ask for terabytes.
+
+    Where a size is not known beforehand it is bounded by what the node reads.
+    """
+    shapes = [kind.tensor_type.shape.dim for kind in outputs.values()]
+    return all(math.prod(dim.dim_value for dim in dims) <= MOST_ELEMENTS for dims in shapes)
 
 
 def _holds_graph(node: onnx.NodeProto) -> bool:
@@ -49,8 +72,19 @@ def _holds_graph(node: onnx.NodeProto) -> bool:
     return any(attribute.type in kinds for attribute in node.attribute)
 
 
-def _constant(node: onnx.NodeProto) -> Array:
-    value = onnx.helper.get_attribute_value(node.attribute[0])
-    if isinstance(value, onnx.TensorProto):
-        return onnx.numpy_helper.to_array(value)
-    return np.asarray(value, np.float32 if "float" in node.attribute[0].name else np.int64)
+def _constant(node: onnx.NodeProto) -> Sequence[Array] | None:
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if attribute.name == "value" and isinstance(value, onnx.TensorProto):
+            return _numeric([tensor_values(value)])
+        if attribute.name in _CONSTANT_TYPES:
+            return [np.asarray(value, _CONSTANT_TYPES[attribute.name])]
+    return None
+
+
+_CONSTANT_TYPES = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}

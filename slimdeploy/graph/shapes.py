@@ -7,7 +7,7 @@ what is equal in both is a number, what grows in proportion is a multiple of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +15,10 @@ import onnx
 
 from slimdeploy.errors import GraphError, InputError, one_line
 from slimdeploy.graph.axes.relation import Shape
-from slimdeploy.graph.evaluate import Array, evaluate
+from slimdeploy.graph.evaluate import Array, Types, evaluate, is_affordable
+from slimdeploy.graph.stored import SMALL, Held, Values, hold
 
 _BATCHES = (2, 3)
-_SMALL = 4096
-"""Operands with more elements than this are data; shape inference never looks at them."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Facts:
     """
 
     shapes: Mapping[str, Shape]
-    values: Mapping[str, Array]
+    values: Values
     unknown: Mapping[str, str] = field(default_factory=dict)
     types: Mapping[str, int] = field(default_factory=dict)
 
@@ -47,16 +46,23 @@ class Facts:
         return self.shapes[name]
 
 
-def infer(model: onnx.ModelProto) -> Facts:
+def infer(model: onnx.ModelProto, stored: Mapping[str, Held] | None = None) -> Facts:
     """Shapes and values of every tensor of `model`.
+
+    Args:
+        stored: constants that the model reads beside its own initialisers.
 
     Raises:
         InputError: if an axis other than the batch (axis 0) of an input is dynamic.
         GraphError: if onnx finds the shapes contradictory.
     """
+    held = {tensor.name: hold(tensor) for tensor in model.graph.initializer}
+    held.update(stored or {})
     if not _has_dynamic_batch(model):
-        return _Sweep(model, 1).run()
-    return _merge(*(_Sweep(model, batch).run() for batch in _BATCHES))
+        return _Sweep(model, held, 1).run()
+    first = _Sweep(model, held, _BATCHES[0])
+    one = first.run()
+    return _merge(one, _Sweep(model, held, _BATCHES[1], first).run())
 
 
 def _has_dynamic_batch(model: onnx.ModelProto) -> bool:
@@ -89,12 +95,8 @@ def _merge(one: Facts, two: Facts) -> Facts:
             unknown[name] = "a size is neither fixed nor in proportion to the batch"
         else:
             shapes[name] = tuple(size for size in sizes if size is not None)
-    values = {
-        name: value
-        for name, value in one.values.items()
-        if (other := two.values.get(name)) is not None
-        and (value is other or (value.shape == other.shape and np.array_equal(value, other)))
-    }
+    held = one.values.held
+    values = Values({name: held[name] for name in held if one.values.agrees(name, two.values)})
     return Facts(shapes, values, unknown, one.types)
 
 
@@ -106,25 +108,36 @@ def _size(one: int, two: int) -> int | None:
 
 
 class _Sweep:
-    """Inference of every node in order, for one batch size."""
+    """Inference of every node in order, for one batch size.
 
-    def __init__(self, model: onnx.ModelProto, batch: int) -> None:
+    What does not depend on the batch is taken from the sweep `before`, not computed again.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        held: Mapping[str, Held],
+        batch: int,
+        before: _Sweep | None = None,
+    ) -> None:
         self.model = model
+        self.before = before
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.types: dict[str, onnx.TypeProto] = {}
-        self.values: dict[str, Array] = {}
+        self.values = Values()
         self.unknown: dict[str, str] = {}
-        for tensor in model.graph.initializer:
-            self._know(tensor.name, onnx.numpy_helper.to_array(tensor), tensor.data_type)
-        for value in runtime_inputs(model):
-            self.types[value.name] = onnx.TypeProto.FromString(value.type.SerializeToString())
-            for dim in self.types[value.name].tensor_type.shape.dim:
+        for name, value in held.items():
+            self._know(name, value)
+        for value_info in runtime_inputs(model):
+            kind = onnx.TypeProto.FromString(value_info.type.SerializeToString())
+            for dim in kind.tensor_type.shape.dim:
                 if not dim.HasField("dim_value"):
                     dim.dim_value = batch
+            self.types[value_info.name] = kind
 
     def run(self) -> Facts:
         for node in self.model.graph.node:
-            outputs = self._shape_values(node) or evaluate(node, self.values, self.opsets)
+            outputs = self._shape_values(node) or self._computed(node)
             if outputs is None:
                 self._infer(node)
             else:
@@ -136,10 +149,32 @@ class _Sweep:
         types = {name: kind.tensor_type.elem_type for name, kind in self.types.items()}
         return Facts(known, self.values, {**missing, **self.unknown}, types)
 
-    def _know(self, name: str, value: Array, data_type: int = 0) -> None:
-        kind = data_type or onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    def _know(self, name: str, value: Held) -> None:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         self.types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
-        self.values[name] = value
+        self.values.held[name] = value
+
+    def _computed(self, node: onnx.NodeProto) -> Sequence[Held] | None:
+        """The outputs of a node whose inputs are all known."""
+        if any(name and name not in self.values for name in node.input):
+            return None
+        if self.before is not None and self._as_before(node, self.before.values):
+            return [self.before.values.held[name] for name in node.output]
+        if node.op_type != "Constant" and not is_affordable(self._try_infer(node)):
+            return None
+        return evaluate(node, self.values, self.opsets)
+
+    def _as_before(self, node: onnx.NodeProto, before: Values) -> bool:
+        known = all(name in before for name in node.output)
+        return known and all(
+            not name or self.values.held[name] is before.held.get(name) for name in node.input
+        )
+
+    def _try_infer(self, node: onnx.NodeProto) -> Types:
+        try:
+            return self._infer_with(node)
+        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, ValueError):
+            return {}
 
     def _shape_values(self, node: onnx.NodeProto) -> list[Array] | None:
         if node.op_type not in ("Shape", "Size") or node.input[0] not in self.types:
@@ -156,23 +191,21 @@ class _Sweep:
         try:
             if missing := [name for name in node.input if name and name not in self.types]:
                 raise ValueError(self.unknown.get(missing[0], f"nothing computes '{missing[0]}'"))
-            domain = "" if node.domain == "ai.onnx" else node.domain
-            schema = onnx.defs.get_schema(node.op_type, self.opsets.get(domain, 1), domain)
-            self.types.update(self._infer_with(schema, node))
+            self.types.update(self._infer_with(node))
         except onnx.shape_inference.InferenceError as error:
             name = node.name or node.output[0]
             raise GraphError(f"node '{name}' ({node.op_type}): {one_line(error)}") from error
         except (onnx.defs.SchemaError, ValueError) as error:
             self.unknown.update(dict.fromkeys(node.output, one_line(error)))
 
-    def _infer_with(
-        self, schema: onnx.defs.OpSchema, node: onnx.NodeProto
-    ) -> dict[str, onnx.TypeProto]:
+    def _infer_with(self, node: onnx.NodeProto) -> Types:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        schema = onnx.defs.get_schema(node.op_type, self.opsets.get(domain, 1), domain)
         types = {name: self.types[name] for name in node.input if name}
         small = {
-            name: onnx.numpy_helper.from_array(self.values[name], name)
+            name: onnx.numpy_helper.from_array(value, name)
             for name in types
-            if name in self.values and self.values[name].size <= _SMALL
+            if (value := self.values.numbers(name)) is not None and value.size <= SMALL
         }
         opsets = [onnx.helper.make_opsetid(*item) for item in self.opsets.items()]
         version = self.model.ir_version

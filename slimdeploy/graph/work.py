@@ -10,12 +10,18 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.axes import Op, Relation, relate
+from slimdeploy.graph.axes import Op, Relation, opaque, relate
+from slimdeploy.graph.convert import constants_of, import_graph, in_order, nodes_of
 from slimdeploy.graph.evaluate import Array
 from slimdeploy.graph.shapes import Facts, infer
+from slimdeploy.graph.storage import copy_fields
+from slimdeploy.graph.structure import add_initializer
 
 Node: TypeAlias = Any  # onnx_graphsurgeon is untyped
 Tensor: TypeAlias = Any
+
+_LONGEST = 1 << 23
+"""Positions of axes are listed one by one: no file may ask for a list that fills the memory."""
 
 
 @dataclass
@@ -23,7 +29,11 @@ class Work:
     """A graph that passes rewrite in place, with the facts that hold of it at the moment.
 
     Build it with `Work.of`, which leaves the caller's model alone; get the result with `export`.
-    Facts stay valid as long as no tensor changes its shape; `refresh` renews them.
+    Facts stay valid as long as no tensor changes its shape; `refresh` renews them. Weights are
+    not copied: a constant of the model is read from it when its `values` are asked for.
+
+    An operator of another domain than ONNX's own goes by `domain::Name`, so that no pass takes
+    it for ONNX's operator of that name.
     """
 
     graph: Any
@@ -38,24 +48,28 @@ class Work:
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Work:
-        """A private copy of `model`."""
-        own = onnx.ModelProto()
-        own.CopyFrom(model)  # graphsurgeon shares initialisers with the model it imports
-        return cls(gs.import_onnx(own), infer(own), own)
+        """`model` to work on; it must not change as long as this does.
+
+        Raises:
+            GraphError: if the model is not a valid graph, with the node or tensor at fault.
+        """
+        graph = import_graph(model)
+        origin = onnx.ModelProto()
+        copy_fields(model, origin, {"graph", "functions"})
+        return cls(graph, infer(nodes_of(graph, origin), constants_of(graph)), origin)
 
     def export(self) -> onnx.ModelProto:
         """The graph as a model, with the original's file-level metadata."""
-        model: onnx.ModelProto = gs.export_onnx(self.graph)
-        model.metadata_props.extend(self.origin.metadata_props)
-        model.domain = self.origin.domain
-        model.model_version = self.origin.model_version
-        model.doc_string = self.origin.doc_string
+        model = nodes_of(self.graph, self.origin)
+        for name, held in constants_of(self.graph).items():
+            add_initializer(model, name, held)
         return model
 
     def refresh(self) -> None:
         """Infer the facts anew, after nodes were added or shapes changed."""
-        self.graph.cleanup().toposort()
-        self.facts = infer(self.export())
+        self.graph.cleanup()
+        self.graph.nodes[:] = in_order(self.graph.nodes)
+        self.facts = infer(nodes_of(self.graph, self.origin), constants_of(self.graph))
         self._relations.clear()
 
     def relation(self, node: Node) -> Relation:
@@ -70,7 +84,9 @@ class Work:
             outputs = tuple(self.facts.shape(t.name) for t in node.outputs if t.name)
         except GraphError as error:
             return Relation(why=str(error))
-        values = tuple(self.facts.values.get(t.name) for t in node.inputs)
+        if max((size for shape in (*inputs, *outputs) for size in shape), default=0) > _LONGEST:
+            return opaque(f"it has an axis of more than {_LONGEST} positions")
+        values = tuple(self.facts.values.numbers(t.name) for t in node.inputs)
         return relate(Op(node.op, inputs, outputs, values, node.attrs))
 
     def constant(self, stem: str, values: Array) -> Tensor:

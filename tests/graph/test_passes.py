@@ -156,9 +156,9 @@ def test_split_projections_then_select_tokens() -> None:
 
     run([SelectTokens(None), Tidy()], work)
     assert [line for line in lines(work) if "selected" in line] == [
-        "x.selected = Gather(x, [0])",
         "n.selected = Gather(n, [0])",
         "w.part0 = MatMul(n.selected, weight.part)",
+        "x.selected = Gather(x, [0])",
         "z = Add(x.selected, o)",
     ]
     assert lines(work)[-1] == "y = Relu(z)"  # the head's own Gather became the identity
