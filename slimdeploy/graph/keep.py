@@ -70,3 +70,11 @@ def token_order(model: onnx.ModelProto, keep: Sequence[Sequence[int]], tokens: i
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     by_lifetime = metadata.get(ORDER_KEY) == "lifetime"
     return lifetime_order(keep, tokens) if by_lifetime else tuple(range(tokens))
+
+
+def record_order(model: onnx.ModelProto, order: str) -> None:
+    """Write into `model` how its tokens are ordered, in place of what it said before."""
+    others = [entry for entry in model.metadata_props if entry.key != ORDER_KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(others)
+    model.metadata_props.add(key=ORDER_KEY, value=order)

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import onnx
 
 from slimdeploy.errors import GraphError, one_line
 from slimdeploy.graph.blocks import find_blocks
-from slimdeploy.graph.work import Work, is_constant, node_error
+from slimdeploy.graph.selections import whole_selection
+from slimdeploy.graph.work import Work, node_error
 
 _NAMES = (
     "TopK Scatter ScatterElements ScatterND GatherElements GatherND If Loop NonZero Compress "
@@ -50,7 +50,7 @@ def check_graph(
         raise GraphError(f"onnx refuses the graph: {one_line(error)}") from error
     _check_operators(model, dense)
     work = Work.of(model)
-    _check_selections(work)
+    _check_selections(work, dense)
     found = [BlockCount(block.queries, block.keys) for block in find_blocks(work)[0]]
     for number, (have, want) in enumerate(zip(found, counts or found, strict=False), 1):
         if have != tuple(want):
@@ -71,12 +71,9 @@ def _check_operators(model: onnx.ModelProto, dense: onnx.ModelProto | None) -> N
             raise GraphError(f"{have[op] - allowed[op]} {op} nodes were added")
 
 
-def _check_selections(work: Work) -> None:
+def _check_selections(work: Work, dense: onnx.ModelProto | None) -> None:
+    known = {name for node in dense.graph.node for name in node.output} if dense else set[str]()
+    known |= {tensor.name for tensor in dense.graph.initializer} if dense else set[str]()
     for node in work.graph.nodes:
-        if node.op != "Gather" or not is_constant(node.inputs[1]):
-            continue
-        indices = node.inputs[1].values
-        shape = work.facts.shape(node.inputs[0].name)
-        count = shape[int(node.attrs.get("axis", 0)) % len(shape)]
-        if indices.ndim == 1 and np.array_equal(indices, np.arange(max(count, 0))):
+        if (count := whole_selection(work, node, known)) is not None:
             raise node_error(node, f"selects all of the {count} positions")

@@ -9,20 +9,14 @@ from dataclasses import dataclass, field
 import onnx
 import onnx.inliner
 
-from slimdeploy.errors import GraphError, InputError
+from slimdeploy.errors import GateError, GraphError, InputError
 from slimdeploy.graph.blocks import Block, find_blocks
 from slimdeploy.graph.flow import trace
-from slimdeploy.graph.keep import checked_keep
+from slimdeploy.graph.forbid import check_absent, check_names
+from slimdeploy.graph.forms import input_passes, no_selection, selection
+from slimdeploy.graph.keep import checked_keep, record_order
 from slimdeploy.graph.options import GraphOptions
-from slimdeploy.graph.passes import (
-    CanonicalReshape,
-    FoldConstants,
-    Pass,
-    SelectTokens,
-    SplitProjections,
-    Tidy,
-    run,
-)
+from slimdeploy.graph.passes import CanonicalReshape, FoldConstants, Pass, Tidy, run
 from slimdeploy.graph.postconditions import BlockCount, check_graph
 from slimdeploy.graph.work import Work
 
@@ -58,6 +52,7 @@ def slim_graph(
         source: what messages call the model, usually its file name.
 
     Raises:
+        GateError: if an operator that `options` forbid is left.
         InputError: if `keep` does not fit the model, or the model's image size is dynamic.
         GraphError: if no blocks are found, a node cannot do with fewer tokens, or the result
             fails a check; the message names the node and the reason.
@@ -68,11 +63,12 @@ def slim_graph(
         blocks, misses = find_blocks(work)
         tokens = _token_count(blocks)
         wanted = checked_keep(keep, len(blocks), tokens)
-        trace(work, blocks, wanted)  # refuses before anything is rewritten
-        run([SplitProjections(wanted), SelectTokens(wanted), *_written(options), Tidy()], work)
+        trace(work, blocks, wanted, pool_kept=options.pool_kept)  # refuses before any rewrite
+        chosen = selection(work, blocks, wanted, options)
+        run([*chosen.passes, *_written(options), Tidy()], work)
         sizes = [tokens, *map(len, wanted)]
-        counts = list(zip(sizes[1:], sizes, strict=False))
-        return _finished(work, model, counts, misses)
+        counts = list(zip(sizes[1:], sizes, strict=False))[: options.prefix_blocks]
+        return _finished(work, model, options, misses, counts, chosen.order)
 
 
 def lossless_graph(
@@ -87,9 +83,12 @@ def lossless_graph(
         options = options or GraphOptions()
         work = prepared(model, options)
         blocks, misses = find_blocks(work)
-        run([SplitProjections(None), SelectTokens(None), *_written(options), Tidy()], work)
-        result = _finished(work, model, None, misses)
-        if [count.queries for count in result.blocks] == [block.queries for block in blocks]:
+        chosen = selection(work, blocks, None, options)
+        run([*chosen.passes, *_written(options), Tidy()], work)
+        result = _finished(work, model, options, misses, order=chosen.order)
+        if options.prefix_blocks:
+            result.notes.append("nothing to save: only the last block has any, and it is cut off")
+        elif [count.queries for count in result.blocks] == [block.queries for block in blocks]:
             result.notes.append(
                 f"nothing to save: the head reads all {blocks[-1].queries} tokens of the last block"
             )
@@ -106,9 +105,9 @@ def dense_graph(
     with _named(source):
         options = options or GraphOptions()
         work = prepared(model, options)
-        _, misses = find_blocks(work)
-        run([*_written(options), Tidy()], work)
-        return _finished(work, model, None, misses)
+        blocks, misses = find_blocks(work)
+        run([*no_selection(blocks, options), *_written(options), Tidy()], work)
+        return _finished(work, model, options, misses)
 
 
 def _written(options: GraphOptions) -> list[Pass]:
@@ -121,7 +120,7 @@ def _named(source: str) -> Iterator[None]:
     """Put the name of the file before every message about it."""
     try:
         yield
-    except (GraphError, InputError) as error:
+    except (GateError, GraphError, InputError) as error:
         raise type(error)(f"{source}: {error}") from error
 
 
@@ -133,13 +132,14 @@ def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Wor
         GraphError: if a node holds a subgraph, or shapes contradict each other.
     """
     options = options or GraphOptions()
+    check_names(options.forbid_ops, model)
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     if opset < _OLDEST_OPSET:
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     work = Work.of(model)
-    run([FoldConstants(), CanonicalReshape()], work)
+    run([*input_passes(options), FoldConstants(), CanonicalReshape()], work)
     return work
 
 
@@ -160,9 +160,20 @@ def _token_count(blocks: Sequence[Block]) -> int:
 
 
 def _finished(
-    work: Work, dense: onnx.ModelProto, counts: Sequence[tuple[int, int]] | None, misses: list[str]
+    work: Work,
+    dense: onnx.ModelProto,
+    options: GraphOptions,
+    misses: list[str],
+    counts: Sequence[tuple[int, int]] | None = None,
+    order: str | None = None,
 ) -> SlimGraph:
+    """Check the result; `order` says how its tokens are ordered if some were selected."""
     exported = work.export()
+    if order is not None:
+        record_order(exported, order)
+    check_absent(options.forbid_ops, exported, dense)
     found = check_graph(exported, counts, dense)
+    if len(found) != (options.prefix_blocks or len(found)):
+        raise GraphError(f"{len(found)} blocks are left, --prefix-blocks {options.prefix_blocks}")
     inferred = onnx.shape_inference.infer_shapes(exported, data_prop=True)
     return SlimGraph(inferred, found, [*misses, *work.notes])

@@ -1,0 +1,85 @@
+"""Which passes the options on selection and on the graph's outer shape ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from slimdeploy.graph.axes import Ids
+from slimdeploy.graph.blocks import Block, all_ids
+from slimdeploy.graph.emit import is_identity
+from slimdeploy.graph.flow import trace
+from slimdeploy.graph.keep import lifetime_order
+from slimdeploy.graph.options import GraphOptions
+from slimdeploy.graph.passes.base import Pass
+from slimdeploy.graph.passes.end_at import EndAt
+from slimdeploy.graph.passes.fix_batch import FixBatch
+from slimdeploy.graph.passes.input_layout import ChannelsLast
+from slimdeploy.graph.passes.permute_tokens import PermuteTokens
+from slimdeploy.graph.passes.select_tokens import SelectTokens
+from slimdeploy.graph.passes.split_projections import SplitProjections
+from slimdeploy.graph.passes.static_picks import StaticPicks
+from slimdeploy.graph.prefix import stream_after
+from slimdeploy.graph.work import Work
+
+
+class Selection(NamedTuple):
+    """The passes that select tokens, and how the tokens are ordered then (`keep.ORDER_KEY`)."""
+
+    passes: list[Pass]
+    order: str
+
+
+def input_passes(options: GraphOptions) -> list[Pass]:
+    """What changes the graph's inputs; to run before shapes are folded."""
+    fix: list[Pass] = [] if options.fixed_batch is None else [FixBatch(options.fixed_batch)]
+    return [*fix, ChannelsLast()] if options.input_layout == "nhwc" else fix
+
+
+def selection(
+    work: Work, blocks: Sequence[Block], keep: Sequence[Ids] | None, options: GraphOptions
+) -> Selection:
+    """Select `keep` (None: only what the head reads), written as `options.select` says."""
+    order = _order(work, blocks, keep, options)
+    permuted: list[Pass] = []
+    if not is_identity(order, len(order)):
+        permuted = [PermuteTokens(order, "one-hot" if "Gather" in options.forbid_ops else "gather")]
+        keep = None if keep is None else [all_ids(len(ids)) for ids in keep]
+    pool = options.pool_kept
+    passes = [
+        *permuted,
+        *_own_picks(options),
+        SplitProjections(keep, pool_kept=pool),
+        SelectTokens(keep, options.select, pool_kept=pool),
+        *_end(blocks, options),
+    ]
+    return Selection(passes, "lifetime" if permuted else "position")
+
+
+def no_selection(blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
+    """The same for a graph of which every token stays."""
+    return [*_own_picks(options), *_end(blocks, options)]
+
+
+def _own_picks(options: GraphOptions) -> list[Pass]:
+    return [StaticPicks(options.select, slices="Slice" not in options.forbid_ops)]
+
+
+def _end(blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
+    if options.prefix_blocks is None:
+        return []
+    return [EndAt(stream_after(blocks, options.prefix_blocks).name)]
+
+
+def _order(
+    work: Work, blocks: Sequence[Block], keep: Sequence[Ids] | None, options: GraphOptions
+) -> Ids:
+    """The order in which every block keeps a prefix; that of the ids where none is asked for."""
+    tokens = all_ids(blocks[0].keys)
+    if options.select != "slice":
+        return tokens
+    if keep is None:
+        last = blocks[-1]
+        read = trace(work, blocks, None).computed[last.stream.name, last.axis]
+        keep = [*([tokens] * (len(blocks) - 1)), read]
+    return lifetime_order(keep, len(tokens))
