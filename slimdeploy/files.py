@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,33 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder beside `target`, for a file that has parts.
+
+    Whatever the body writes into that folder replaces its namesakes beside `target` if the body
+    succeeds, `target` itself last. If the body raises, all is as it was.
+
+    Raises:
+        InputError: as `atomic_path`.
+    """
+    mark = _temporary_beside(target)  # one set of reasons why a file cannot be written
+    folder = mark.with_suffix(".parts")
+    try:
+        folder.mkdir()
+        yield folder / target.name
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+            path.chmod(0o666 & ~_umask())
+            os.replace(path, target.parent / path.name)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            mark.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -78,3 +78,17 @@ def test_random_positions_follow_the_seed() -> None:
     first, same, other = (rank_positions(geometry(), "random", seed) for seed in (1, 1, 2))
     assert np.array_equal(first, same)
     assert not np.array_equal(first, other)
+
+
+def test_a_head_that_pools_keeps_some_of_what_it_pools_over() -> None:
+    pooled = geometry(prefix=("register",), head_reads=(), head_pools=tuple(range(1, 17)))
+    counts = counts_for_budget(pooled, 0.4)
+    assert 1 <= counts[-1] < counts[-2]
+    keep = keep_by_rank(pooled, rank_positions(pooled, "grid"), counts)
+    assert [len(ids) for ids in keep] == counts
+    assert 0 not in keep[-1]  # a register that no one reads has no use in the last layer
+    assert token_problem(pooled, keep, pool_kept=True) is None
+    problem = token_problem(pooled, keep)
+    assert problem is not None
+    assert problem.startswith("layers[0].keep: token ")
+    assert "the head pools over it; pool_kept lets it" in problem

@@ -102,6 +102,24 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return load_model(path)
 
 
+def onnx_logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """First output [n, ...] of an ONNX file on the CPU, in small batches or the file's own.
+
+    Images are cast to what the file takes; a last batch that is too small for it is filled up.
+    """
+    import numpy as np
+
+    from slimdeploy.engine import open_engine
+
+    with open_engine(path) as engine:
+        size = engine.inputs[0].shape[0] or min(len(images), 16)
+        rows = np.resize(np.arange(len(images)), -(-len(images) // size) * size)
+        fed = images.astype(engine.inputs[0].dtype)[rows]
+        output = engine.outputs[0].name
+        parts = [engine.infer(fed[i : i + size])[output] for i in range(0, len(fed), size)]
+    return np.concatenate(parts)[: len(images)]
+
+
 def summary(schedule: KeepSchedule) -> dict[str, Any]:
     """What a program wants to know of a schedule."""
     return {

@@ -8,43 +8,35 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from slimdeploy.cli.common import load_onnx, show, summary, summary_table
+from slimdeploy.cli.common import show, summary, summary_table
 from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes
-from slimdeploy.manifest import manifest_path, read_manifest
+from slimdeploy.manifest import read_manifest
 from slimdeploy.schedule import KeepSchedule
 
 
-def inspect(file: Path, *, json: bool = False) -> None:
+def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) -> None:
     """What is this file? A keep schedule, an ONNX graph or a manifest, in words.
+
+    Of a graph: its blocks and the tokens of each, grid, prefix tokens, heads, widths, what the head
+    reads, the tables that run along the tokens, MACs; and where tokens cannot be dropped, the node
+    and the reason.
 
     Args:
         file: the file.
+        outputs: of a graph with several outputs, those that are wanted.
         json: print the result as JSON.
     """
+    table: RenderableType
     if file.suffix == ".onnx":
-        result, table = _graph(file)
+        from slimdeploy.cli.inspect_graph import graph_report
+
+        result, table = graph_report(file, outputs)
     elif file.suffix == ".json":
         result, table = _record(file)
     else:
         raise InputError(f"{file}: give a keep schedule (.json), a manifest or an .onnx file")
     show(result, table, json)
-
-
-def _graph(file: Path) -> tuple[dict[str, Any], RenderableType]:
-    from slimdeploy.graph import check_graph
-    from slimdeploy.measure.macs import count_macs
-
-    blocks = [count._asdict() for count in check_graph(load_onnx(file))]
-    macs = count_macs(file).total
-    result: dict[str, Any] = {"file": str(file), "macs": macs, "blocks": blocks}
-    if manifest_path(file).is_file():
-        result["manifest"] = read_manifest(file).model_dump(mode="json")
-    lines = [f"{file}: {len(blocks)} blocks, {macs / 1e9:.4f} GMAC an image"]
-    lines += [
-        f"  block {i}: {b['queries']} queries, {b['keys']} keys" for i, b in enumerate(blocks, 1)
-    ]
-    return result, "\n".join(lines)
 
 
 def _record(file: Path) -> tuple[dict[str, Any], RenderableType]:

@@ -7,23 +7,31 @@ from pathlib import Path
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, show, summary, summary_table, weights_file
 from slimdeploy.counts import Shape, counts_for_budget
-from slimdeploy.errors import requires
+from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.positions import Positions, keep_by_rank, rank_positions
-from slimdeploy.schedule import KeepSchedule, Layer, Provenance
+from slimdeploy.preprocessing import Interpolation, Preprocessing
+from slimdeploy.schedule import KeepSchedule, Layer, ModelGeometry, Provenance
 
 
 def plan(
     *,
-    model: str,
+    model: str | None = None,
+    onnx: Path | None = None,
     checkpoint: Path | None = None,
     mac_reduction: float = 0.46,
     shape: Shape = "geometric",
     positions: Positions = "grid",
     multiple_of: int = 1,
     seed: int = 0,
+    pool_kept: bool = False,
+    outputs: tuple[str, ...] = (),
     num_classes: int | None = None,
     img_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    interpolation: Interpolation = "bicubic",
+    crop_pct: float = 1.0,
     output: Path = Path("sched.json"),
     json: bool = False,
 ) -> None:
@@ -31,29 +39,46 @@ def plan(
 
     Args:
         model: timm model name, as deit_tiny_patch16_224.
-        checkpoint: the dense model's weights, to be named in the schedule.
+        onnx: a dense ONNX file, instead of --model: its blocks, tokens and head are read from it,
+            and torch is not needed.
+        checkpoint: the dense model's weights, to be named in the schedule (with --model).
         mac_reduction: the share of MACs to save.
         shape: how token counts fall over the layers.
         positions: which patches stay: an even grid, the centre, or a seeded random choice.
         multiple_of: round token counts to a multiple, as 8 or 16.
         seed: of random positions.
-        num_classes: classes of the head, if not the model's own.
-        img_size: the model's input size in pixels, if not its own.
+        pool_kept: let a head that pools over all tokens pool over the kept ones.
+        outputs: outputs of the ONNX file to keep, where it has more than the one that is wanted.
+        num_classes: classes of the head, if not the model's own (with --model).
+        img_size: the model's input size in pixels, if not its own (with --model).
+        mean: what an ONNX file's images are normalised by, to be recorded: 0.485 0.456 0.406.
+        std: likewise: 0.229 0.224 0.225.
+        interpolation: how its images are resized.
+        crop_pct: the share of the resized image's shorter edge that the central crop keeps.
         output: the keep schedule to write.
         json: print the result as JSON.
     """
-    with requires("train"):
-        from slimdeploy.slim.timm_models import load_geometry
-    check_writable(output, checkpoint)
-    kwargs = {} if img_size is None else {"img_size": img_size}
-    geometry, preprocessing = load_geometry(model, checkpoint, num_classes, kwargs)
+    check_writable(output, checkpoint, onnx)
+    if onnx is not None:
+        _only_timm(model=model, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size)
+        geometry, preprocessing = _of_file(onnx, outputs)
+        given = _given(geometry, mean, std, interpolation, crop_pct)
+        preprocessing = given or preprocessing
+    elif model is not None:
+        geometry, preprocessing = _of_timm(model, checkpoint, num_classes, img_size)
+    else:
+        raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
+    if not pool_kept and mac_reduction > 0:
+        _refuse_pooling(geometry)
     counts = counts_for_budget(geometry, mac_reduction, shape, multiple_of)
     keep = keep_by_rank(geometry, rank_positions(geometry, positions, seed), counts)
+    source = onnx or checkpoint
     schedule = KeepSchedule(
         model=geometry,
         preprocessing=preprocessing,
+        pool_kept=pool_kept and bool(geometry.head_pools),
         layers=tuple(Layer(keep=ids) for ids in keep),
-        checkpoint=weights_file(checkpoint, output) if checkpoint else None,
+        checkpoint=weights_file(source, output) if source else None,
         provenance=Provenance(
             slimdeploy=__version__,
             command=command_line(),
@@ -65,3 +90,51 @@ def plan(
     )
     schedule.write(output)
     show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
+
+
+def _only_timm(**others: object) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')}: goes with --model, not with --onnx")
+
+
+def _of_file(path: Path, outputs: tuple[str, ...]) -> tuple[ModelGeometry, Preprocessing | None]:
+    from slimdeploy.cli.onnx_source import open_dense, require_droppable
+
+    dense = open_dense(path, outputs)
+    require_droppable(dense)
+    return dense.geometry, dense.preprocessing
+
+
+def _given(
+    geometry: ModelGeometry,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    interpolation: Interpolation,
+    crop_pct: float,
+) -> Preprocessing | None:
+    """The preprocessing that the user states; None if there is none."""
+    if (mean is None) != (std is None):
+        raise InputError("--mean and --std: give both, or neither")
+    if mean is None:
+        return None
+    fields = {"input_size": geometry.input_size, "mean": mean, "std": std}
+    shape = {"interpolation": interpolation, "crop_pct": crop_pct}
+    return Preprocessing.parse({**fields, **shape}, "--mean, --std, --interpolation, --crop-pct")
+
+
+def _of_timm(
+    model: str, checkpoint: Path | None, num_classes: int | None, img_size: int | None
+) -> tuple[ModelGeometry, Preprocessing | None]:
+    with requires("train"):
+        from slimdeploy.slim.timm_models import load_geometry
+    kwargs = {} if img_size is None else {"img_size": img_size}
+    return load_geometry(model, checkpoint, num_classes, kwargs)
+
+
+def _refuse_pooling(geometry: ModelGeometry) -> None:
+    if geometry.head_pools:
+        raise InputError(
+            f"{geometry.name}: its head pools over {len(geometry.head_pools)} tokens; --pool-kept "
+            "lets it pool over those that are kept, which is another function: evaluate it"
+        )

@@ -1,0 +1,121 @@
+"""What `slimdeploy inspect` says of an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.cli.common import load_onnx
+from slimdeploy.errors import GraphError, InputError
+from slimdeploy.graph.anatomy import Anatomy, read_anatomy
+from slimdeploy.graph.blocks import Block, find_blocks
+from slimdeploy.graph.geometry import geometry_of
+from slimdeploy.graph.outputs import keep_outputs
+from slimdeploy.graph.slimming import prepared
+from slimdeploy.manifest import manifest_path, read_manifest
+from slimdeploy.measure.macs import count_macs
+
+
+def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """A record for programs, and lines for a person.
+
+    A graph that cannot be slimmed is described as far as it goes, with the reason.
+
+    Raises:
+        InputError: if the file is no ONNX model.
+    """
+    model = load_onnx(file)
+    keep_outputs(model, outputs)
+    macs = count_macs(model).total
+    result: dict[str, Any] = {"file": str(file), "macs": macs, "slimmable": False, "blocks": []}
+    lines = [f"{file}: {macs / 1e9:.4f} GMAC an image"]
+    try:
+        work = prepared(model)
+        blocks, misses = find_blocks(work)
+        result |= {"blocks": _counts(blocks), "not_blocks": misses}
+        lines += _block_lines(blocks, misses)
+        anatomy = read_anatomy(work)
+        result |= _parts(anatomy, file.name)
+        lines[1:1] = _part_lines(anatomy)
+        reason = anatomy.head.refusal
+    except (GraphError, InputError) as error:
+        reason = str(error)
+    result |= {"slimmable": reason is None, "reason": reason}
+    if reason is not None:
+        lines.append(f"tokens cannot be dropped: {reason}")
+    if manifest_path(file).is_file():
+        result["manifest"] = read_manifest(file).model_dump(mode="json")
+    return result, "\n".join(lines)
+
+
+def _counts(blocks: Sequence[Block]) -> list[dict[str, int]]:
+    return [{"queries": block.queries, "keys": block.keys} for block in blocks]
+
+
+def _parts(anatomy: Anatomy, name: str) -> dict[str, Any]:
+    geometry = geometry_of(anatomy, name).model_dump(mode="json")
+    tables = [
+        {"name": t.name, "shape": t.shape, "token_axes": t.axes, "node": t.node}
+        for t in anatomy.tables
+    ]
+    return {"geometry": geometry, "input": anatomy.image.name, "tables": tables}
+
+
+def _part_lines(anatomy: Anatomy) -> list[str]:
+    channels, height, width = anatomy.image.size
+    down, across = anatomy.grid
+    lines = [
+        f"  image         '{anatomy.image.name}', {channels} x {height} x {width}",
+        f"  tokens        {anatomy.tokens}: {anatomy.prefix} before the patches, "
+        f"{down} x {across} patches",
+        f"  width         {anatomy.width}, {anatomy.heads} heads, MLP {anatomy.mlp_width}",
+        f"  head          {_head(anatomy)}",
+    ]
+    return lines + [f"  table         {line}" for line in _table_lines(anatomy)]
+
+
+def _head(anatomy: Anatomy) -> str:
+    head, all_tokens = anatomy.head, range(anatomy.tokens)
+    words = []
+    if head.reads:
+        words.append(f"reads {_ids(head.reads, all_tokens)}")
+    if head.pools:
+        words.append(f"pools over {_ids(head.pools, all_tokens)}")
+    if anatomy.num_classes:
+        words.append(f"{anatomy.num_classes} classes")
+    return ", ".join(words)
+
+
+def _ids(ids: Sequence[int], everything: range) -> str:
+    """`token 0`, `tokens 1 to 196`, `tokens 0, 2, 5`, or all of them."""
+    if len(ids) == len(everything):
+        return f"all {len(ids)} tokens"
+    if len(ids) == 1:
+        return f"token {ids[0]}"
+    if ids[-1] - ids[0] == len(ids) - 1:
+        return f"tokens {ids[0]} to {ids[-1]}"
+    return f"tokens {', '.join(map(str, ids[:8]))}" + " ..." * (len(ids) > 8)
+
+
+def _table_lines(anatomy: Anatomy) -> list[str]:
+    """One line for each shape: a table of every block has the same."""
+    lines = []
+    for _, group in groupby(anatomy.tables, key=lambda table: (table.shape, table.axes)):
+        same = list(group)
+        shape = " x ".join(map(str, same[0].shape))
+        more = f", and {len(same) - 1} more of this shape" * (len(same) > 1)
+        lines.append(f"'{same[0].name}' {shape} at {same[0].node}{more}")
+    return lines
+
+
+def _block_lines(blocks: Sequence[Block], misses: Sequence[str]) -> list[str]:
+    """One line for each run of blocks with the same counts."""
+    lines = []
+    numbered = enumerate(blocks, 1)
+    for counts, group in groupby(numbered, key=lambda item: (item[1].queries, item[1].keys)):
+        numbers = [number for number, _ in group]
+        name = f"block {numbers[0]}" if len(numbers) == 1 else f"blocks {numbers[0]}-{numbers[-1]}"
+        lines.append(f"  {name:<13} {counts[0]} queries, {counts[1]} keys")
+    return lines + [f"  note          {miss}" for miss in misses]

@@ -1,0 +1,179 @@
+"""A user's own ONNX file, from inspection to proof, with no torch at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from slimdeploy.cli import main
+from slimdeploy.manifest import read_manifest
+from slimdeploy.schedule import KeepSchedule
+from tests.graph.exports import export
+from tests.test_light_imports import run_blocked
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    """A ViT of 17 tokens and 3 blocks."""
+    path = tmp_path / "dense.onnx"
+    onnx.save(export("plain", "script17", True), path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    main([*(str(a) for a in arguments), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    shown = capsys.readouterr()
+    assert (caught.value.code, shown.out) == (code, ""), shown.err
+    return shown.err.splitlines()[-1]
+
+
+def test_plan_export_verify_without_torch(dense: Path) -> None:
+    folder = dense.parent
+    sched, slim = folder / "sched.json", folder / "slim.onnx"
+    commands = [
+        ["inspect", dense],
+        ["plan", "--onnx", dense, "--mac-reduction", "0.4", "--output", sched],
+        ["export", "--keep-schedule", sched, "--output", slim],
+        ["verify", "--dense", dense, "--slim", slim, "--keep-schedule", sched],
+        ["export", "--onnx", dense, "--lossless", "--output", folder / "lossless.onnx"],
+        ["inspect", slim],
+    ]
+    lines = "\n".join(f"main({[str(word) for word in command]!r})" for command in commands)
+    blocked = {"torch", "torchvision", "timm", "safetensors"}
+    done = run_blocked(blocked, f"from slimdeploy.cli import main\n{lines}")
+    assert done.returncode == 0, done.stderr
+    assert "4 x 4 patches" in done.stdout
+    assert "differs from the masked dense graph by" in done.stdout
+    counts = KeepSchedule.read(sched).counts
+    assert counts[-1] == 1
+    assert list(read_manifest(slim).tokens_per_block) == counts
+    assert set(read_manifest(slim).made_from) == {"dense", "schedule"}
+
+
+def test_preprocessing_given_to_plan_reaches_the_slim_file(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sched, slim = dense.with_name("sched.json"), dense.with_name("slim.onnx")
+    three = ["0.5", "0.5", "0.5"]
+    run(capsys, "plan", "--onnx", dense, "--mean", *three, "--std", *three, "--output", sched)
+    made = run(capsys, "export", "--keep-schedule", sched, "--output", slim)
+    assert made["parity"]["relative"] < 2e-5
+    recorded = read_manifest(slim).preprocessing
+    assert recorded is not None
+    assert (recorded.mean, recorded.input_size) == ((0.5, 0.5, 0.5), (3, 64, 64))
+
+
+def test_one_schedule_for_the_timm_model_and_for_its_file(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, sched = tmp_path / "dense.onnx", tmp_path / "sched.json"
+    timm = ["--model", "test_vit", "--checkpoint", checkpoint]
+    run(capsys, "export", *timm, "--output", dense)
+    run(capsys, "plan", *timm, "--output", sched)
+    made = run(
+        capsys, "export", "--onnx", dense, "--keep-schedule", sched,
+        "--output", tmp_path / "slim.onnx",
+    )  # fmt: skip
+    assert made["tokens_per_block"] == KeepSchedule.read(sched).counts
+    assert made["parity"]["relative"] < 2e-5
+    assert read_manifest(tmp_path / "slim.onnx").preprocessing is not None
+
+
+@pytest.mark.parametrize("kind", ["average", "map"])
+def test_a_pooling_head_has_to_be_told_to_pool_over_less(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, sched = tmp_path / "dense.onnx", tmp_path / "sched.json"
+    onnx.save(export(kind, "script17", True), dense)
+    plan = ["plan", "--onnx", dense, "--mac-reduction", "0.3", "--output", sched]
+    assert "--pool-kept" in fails(capsys, *plan)
+    run(capsys, *plan, "--pool-kept")
+    assert KeepSchedule.read(sched).pool_kept
+    made = run(capsys, "export", "--keep-schedule", sched, "--output", tmp_path / "slim.onnx")
+    assert made["tokens_per_block"] == KeepSchedule.read(sched).counts
+    assert 1 < made["tokens_per_block"][-1] < 16
+    assert made["parity"]["relative"] < 2e-5
+
+
+def test_shapes_of_the_written_graph(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slim, sched = dense.with_name("slim.onnx"), dense.with_name("sched.json")
+    run(capsys, "plan", "--onnx", dense, "--output", sched)
+    made = run(
+        capsys, "export", "--keep-schedule", sched, "--select", "slice-concat",
+        "--forbid-op", "Gather", "--fixed-batch", "2", "--input-layout", "nhwc", "--output", slim,
+    )  # fmt: skip
+    assert made["parity"]["passed"]
+    graph = onnx.load(slim).graph
+    shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+    assert shape == [2, 64, 64, 3]
+    assert not [node for node in graph.node if node.op_type == "Gather"]
+    probe = dense.with_name("probe.onnx")
+    made = run(
+        capsys, "export", "--keep-schedule", sched, "--prefix-blocks", "2", "--output", probe
+    )
+    assert len(made["tokens_per_block"]) == 2
+    assert made["notes"] == ["a probe ends inside the model: its numbers were not compared"]
+
+
+def test_an_operator_that_remains_fails_the_gate_and_writes_nothing(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sched, slim = dense.with_name("sched.json"), dense.with_name("slim.onnx")
+    run(capsys, "plan", "--onnx", dense, "--output", sched)
+    arguments = ["export", "--keep-schedule", sched, "--forbid-op", "Softmax", "--output", slim]
+    assert "Softmax" in fails(capsys, *arguments, code=1)
+    assert {p.name for p in dense.parent.iterdir()} == {"dense.onnx", "sched.json"}
+
+
+def test_bad_input_is_one_line(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sched, slim = dense.with_name("sched.json"), dense.with_name("slim.onnx")
+    assert "give --model NAME" in fails(capsys, "plan", "--output", sched)
+    assert "no such file" in fails(capsys, "plan", "--onnx", slim, "--output", sched)
+    line = fails(capsys, "plan", "--onnx", dense, "--num-classes", "3", "--output", sched)
+    assert "--num-classes: goes with --model" in line
+    line = fails(capsys, "plan", "--onnx", dense, "--outputs", "x", "--output", sched)
+    assert "--outputs x: not an output; there are: logits" in line
+    assert not sched.exists()
+    run(capsys, "plan", "--onnx", dense, "--output", sched)
+    onnx.save(export("distilled", "script17", True), dense)
+    line = fails(capsys, "export", "--keep-schedule", sched, "--output", slim)
+    assert "is not the file that" in line
+    line = fails(capsys, "export", "--onnx", dense, "--keep-schedule", sched, "--output", slim)
+    assert "model.prefix has 1 tokens, dense.onnx has 2" in line
+    line = fails(
+        capsys, "export", "--onnx", dense, "--lossless", "--keep-schedule", sched, "--output", slim
+    )
+    assert "--lossless takes no --keep-schedule" in line
+    line = fails(capsys, "export", "--onnx", dense, "--model", "m", "--output", slim)
+    assert "--model: does not go with --onnx" in line
+    dense.unlink()
+    assert "which are not there; give them with --onnx" in fails(
+        capsys, "export", "--keep-schedule", sched, "--output", slim
+    )
+    assert not slim.exists()
+
+
+def test_what_is_no_plain_transformer_is_described_with_the_reason(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(dense)
+    stem = next(node for node in model.graph.node if node.op_type == "Conv")
+    constants = [node for node in model.graph.node if node.op_type == "Constant"]
+    del model.graph.node[:]
+    model.graph.node.extend([*constants, stem])
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(stem.output[0], 1, [None] * 4))
+    onnx.save(model, dense)
+    found = run(capsys, "inspect", dense)
+    assert found["slimmable"] is False
+    assert found["reason"].startswith("no transformer block found")
