@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import onnx
 
 from slimdeploy.errors import GateError, InputError
+from slimdeploy.graph.options import Select
 
 
 def check_names(forbidden: Sequence[str], model: onnx.ModelProto) -> None:
@@ -26,23 +27,37 @@ def check_names(forbidden: Sequence[str], model: onnx.ModelProto) -> None:
             raise InputError(f"--forbid-op {name}: there is no such operator{hint}")
 
 
-def check_absent(forbidden: Sequence[str], model: onnx.ModelProto, dense: onnx.ModelProto) -> None:
-    """The gate: none of the operators is left in `model`, which was made from `dense`.
+def check_absent(
+    forbidden: Sequence[str], model: onnx.ModelProto, dense: onnx.ModelProto, select: Select
+) -> None:
+    """The gate: none of the operators is left in `model`, made from `dense` in the form `select`.
 
     Raises:
-        GateError: with each that is left, how many, the first node's name and who wrote it.
+        GateError: with each that is left, how many, the first node's name and where it comes from.
     """
-    remarks = [remark for op in dict.fromkeys(forbidden) if (remark := _left(op, model, dense))]
-    if remarks:
-        raise GateError(f"forbidden operators are left: {'; '.join(remarks)}")
+    left = [op for op in dict.fromkeys(forbidden) if any(n.op_type == op for n in model.graph.node)]
+    if left:
+        remarks = [_remark(op, model, dense) for op in left]
+        remedies = [f"; {_REMEDIES[select][op]}" for op in left if op in _REMEDIES[select]]
+        raise GateError(f"forbidden operators are left: {', '.join(remarks)}{''.join(remedies)}")
 
 
-def _left(op: str, model: onnx.ModelProto, dense: onnx.ModelProto) -> str:
+def _remark(op: str, model: onnx.ModelProto, dense: onnx.ModelProto) -> str:
     nodes = [node for node in model.graph.node if node.op_type == op]
-    if not nodes:
-        return ""
     own = {name for node in dense.graph.node if node.op_type == op for name in node.output}
-    first = nodes[0]
-    origin = "comes from the dense graph" if own.intersection(first.output) else "was added"
-    reads = f"which reads '{first.input[0]}' and " if first.input else "which "
-    return f"{len(nodes)} {op}, first node '{first.name or first.output[0]}', {reads}{origin}"
+    origin = "of the dense graph" if own.intersection(nodes[0].output) else "added to it"
+    reads = f"reads '{nodes[0].input[0]}', " if nodes[0].input else ""
+    name = nodes[0].name or nodes[0].output[0]
+    return f"{len(nodes)} {op} (the first, '{name}', {reads}{origin})"
+
+
+_BY_SLICES = {
+    "Slice": "--select one-hot writes no Slice",
+    "Concat": "--select one-hot adds no Concat",
+}
+_REMEDIES: dict[Select, dict[str, str]] = {
+    "gather": {"Gather": "--select slice, slice-concat or one-hot writes no Gather"},
+    "slice": _BY_SLICES,
+    "slice-concat": _BY_SLICES,
+    "one-hot": {},
+}

@@ -11,6 +11,7 @@ import onnx
 from slimdeploy.errors import GraphError, one_line
 from slimdeploy.graph.blocks import find_blocks
 from slimdeploy.graph.selections import whole_selection
+from slimdeploy.graph.structure import structure
 from slimdeploy.graph.work import Work, node_error
 
 _NAMES = (
@@ -45,7 +46,7 @@ def check_graph(
             run time was added, or a selection selects everything.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(structure(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"onnx refuses the graph: {one_line(error)}") from error
     _check_operators(model, dense)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import onnx
-import onnx.inliner
 
 from slimdeploy.errors import GateError, GraphError, InputError
 from slimdeploy.graph.blocks import Block, find_blocks
@@ -18,6 +17,7 @@ from slimdeploy.graph.keep import checked_keep, record_order
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes import CanonicalReshape, FoldConstants, Pass, Tidy, run
 from slimdeploy.graph.postconditions import BlockCount, check_graph
+from slimdeploy.graph.structure import add_shapes
 from slimdeploy.graph.work import Work
 
 _OLDEST_OPSET = 13
@@ -136,8 +136,6 @@ def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Wor
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     if opset < _OLDEST_OPSET:
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     work = Work.of(model)
     run([*input_passes(options), FoldConstants(), CanonicalReshape()], work)
     return work
@@ -171,9 +169,9 @@ def _finished(
     exported = work.export()
     if order is not None:
         record_order(exported, order)
-    check_absent(options.forbid_ops, exported, dense)
+    check_absent(options.forbid_ops, exported, dense, options.select)
     found = check_graph(exported, counts, dense)
     if len(found) != (options.prefix_blocks or len(found)):
         raise GraphError(f"{len(found)} blocks are left, --prefix-blocks {options.prefix_blocks}")
-    inferred = onnx.shape_inference.infer_shapes(exported, data_prop=True)
-    return SlimGraph(inferred, found, [*misses, *work.notes])
+    add_shapes(exported)
+    return SlimGraph(exported, found, [*misses, *work.notes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from slimdeploy.errors import GraphError
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.work import Work
 
@@ -23,6 +24,10 @@ class EndAt(Pass):
     def __init__(self, tensor: str) -> None:
         self.tensor = tensor
 
+    def requires(self, work: Work) -> None:
+        if self.tensor not in work.graph.tensors():
+            raise GraphError(f"tensor '{self.tensor}', at which the graph is to end, is gone")
+
     def call(self, work: Work) -> None:
         tensors = work.graph.tensors()
         end = tensors[self.tensor]
@@ -31,6 +36,6 @@ class EndAt(Pass):
         shape, kind = work.facts.shape(end.name), work.facts.types[end.name]
         end.name = OUTPUT
         end.dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
-        batch = work.graph.inputs[0].shape[0]
+        batch = next((t.shape[0] for t in work.graph.inputs if t.shape), None)
         end.shape = [size if size >= 0 else batch if size == -1 else None for size in shape]
         work.graph.outputs = [end]
