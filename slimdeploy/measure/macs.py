@@ -18,7 +18,8 @@ import onnx
 from onnx import helper, inliner, shape_inference
 
 from slimdeploy.errors import InputError, one_line
-from slimdeploy.measure.onnx_file import load_structure
+from slimdeploy.graph.storage import load_model
+from slimdeploy.graph.structure import structure
 
 Shape = tuple[int | None, ...]
 
@@ -162,17 +163,12 @@ _UNKNOWN = frozenset(
 
 
 def _load(model: Path | onnx.ModelProto) -> onnx.ModelProto:
-    if isinstance(model, onnx.ModelProto):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        return copy
-    return load_structure(model)
+    """A copy without large weights, of which shapes do not depend."""
+    return structure(model if isinstance(model, onnx.ModelProto) else load_model(model, limit=0))
 
 
 def _inferred(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The model at batch 1 with shapes inferred anew: those written in the file may be stale."""
-    if model.functions:
-        model = inliner.inline_local_functions(model)
     weights = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -182,6 +178,8 @@ def _inferred(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     for value in model.graph.output:
         value.CopyFrom(helper.make_empty_tensor_value_info(value.name))
     try:
+        if model.functions:
+            model = inliner.inline_local_functions(model)
         return shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx raises several unrelated types
         raise InputError(f"{name}: shapes cannot be inferred: {one_line(error)}") from error

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from slimdeploy.errors import InputError
+from slimdeploy.graph.external import checked_stretch, is_outside, location_of, tensors
+from slimdeploy.graph.storage import parse_model
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _NOT_WEIGHTS = ("undefined", "bool", "string", "int32", "int64", "uint32", "uint64")
@@ -18,21 +19,14 @@ def load_structure(path: Path) -> onnx.ModelProto:
     """The model, with weights that lie in other files left there.
 
     Raises:
-        InputError: if there is no such file, or it is not a whole ONNX model.
+        InputError: if there is no such file, it is not a whole ONNX model, or a weight lies
+            outside its folder, in a file that is missing, or beyond that file's end.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors differ between its implementations
-        raise InputError(_refusal(path)) from error
-    if not model.graph.node:
-        raise InputError(_refusal(path))
+    model = parse_model(path)
+    for tensor in tensors(model):
+        if is_outside(tensor):
+            checked_stretch(path, tensor)
     return model
-
-
-def _refusal(path: Path) -> str:
-    return f"{path}: not a complete ONNX model (truncated, or another kind of file); export again"
 
 
 def weight_types(model: onnx.ModelProto) -> dict[str, int]:
@@ -56,11 +50,4 @@ def weight_types(model: onnx.ModelProto) -> dict[str, int]:
 
 def external_files(model: onnx.ModelProto) -> list[str]:
     """Names, relative to the model, of the files that hold weights outside it."""
-    places = (
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    )
-    return sorted(set(places))
+    return sorted({location_of(tensor) for tensor in tensors(model) if is_outside(tensor)})
