@@ -46,7 +46,7 @@ def trace(
     Raises:
         GraphError: if dropping tokens would change what a node means, or it reads dropped ones.
     """
-    cuts = {b.stream.name: ids for b, ids in zip(blocks, keep, strict=True)} if keep else {}
+    cuts = _cuts(blocks, keep) if keep else {}
     flow = Flow(token_axes(work, list(blocks)))
     behind = _behind(work, blocks[-1])
     _Forward(work, flow, blocks, cuts, behind, pool_kept).run()
@@ -56,6 +56,17 @@ def trace(
     settled = behind.union(block.stream.name for block in blocks)
     _Backward(work, flow, settled if keep else set()).run()
     return flow
+
+
+def _cuts(blocks: Sequence[Block], keep: Sequence[Ids]) -> dict[str, Ids]:
+    """The ids that each residual stream keeps, by the name of the stream."""
+    cuts: dict[str, Ids] = {}
+    for block, ids in zip(blocks, keep, strict=True):
+        if block.stream.name in cuts:
+            why = "adds the results of several attentions at once, for which there is no schedule"
+            raise node_error(block.add, why)
+        cuts[block.stream.name] = ids
+    return cuts
 
 
 def _behind(work: Work, block: Block) -> set[str]:

@@ -192,11 +192,17 @@ class _Sweep:
             if missing := [name for name in node.input if name and name not in self.types]:
                 raise ValueError(self.unknown.get(missing[0], f"nothing computes '{missing[0]}'"))
             self.types.update(self._infer_with(node))
+            self._as_first_input(node)
         except onnx.shape_inference.InferenceError as error:
             name = node.name or node.output[0]
             raise GraphError(f"node '{name}' ({node.op_type}): {one_line(error)}") from error
         except (onnx.defs.SchemaError, ValueError) as error:
             self.unknown.update(dict.fromkeys(node.output, one_line(error)))
+
+    def _as_first_input(self, node: onnx.NodeProto) -> None:
+        """Supply what onnx does not say: this operator's output has the shape of its input."""
+        if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
+            self.types[node.output[0]] = self.types[node.input[0]]
 
     def _infer_with(self, node: onnx.NodeProto) -> Types:
         domain = "" if node.domain == "ai.onnx" else node.domain

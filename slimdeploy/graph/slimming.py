@@ -15,10 +15,17 @@ from slimdeploy.graph.forbid import check_absent, check_names
 from slimdeploy.graph.forms import input_passes, no_selection, selection
 from slimdeploy.graph.keep import checked_keep, record_order
 from slimdeploy.graph.options import GraphOptions
-from slimdeploy.graph.passes import CanonicalReshape, FoldConstants, Pass, Tidy, run
+from slimdeploy.graph.passes import (
+    CanonicalReshape,
+    FoldConstants,
+    LazyBroadcast,
+    Pass,
+    Tidy,
+    run,
+)
 from slimdeploy.graph.postconditions import BlockCount, check_graph
 from slimdeploy.graph.structure import add_shapes
-from slimdeploy.graph.work import Work
+from slimdeploy.graph.work import Work, label
 
 _OLDEST_OPSET = 13
 
@@ -137,7 +144,7 @@ def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Wor
     if opset < _OLDEST_OPSET:
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
     work = Work.of(model)
-    run([*input_passes(options), FoldConstants(), CanonicalReshape()], work)
+    run([*input_passes(options), FoldConstants(), LazyBroadcast(), CanonicalReshape()], work)
     return work
 
 
@@ -151,8 +158,9 @@ def _token_count(blocks: Sequence[Block]) -> int:
     for number, block in enumerate(blocks, 1):
         if (block.queries, block.keys) != (tokens, tokens):
             raise GraphError(
-                f"block {number} has {block.queries} queries for {block.keys} keys, not {tokens} "
-                "for each: a schedule applies to a dense graph, in which all blocks have all tokens"
+                f"{label(block.anchor)}: block {number} has {block.queries} queries for "
+                f"{block.keys} keys, not {tokens} for each: a schedule applies to a dense graph, "
+                "in which all blocks have all tokens"
             )
     return tokens
 
