@@ -14,9 +14,10 @@ from slimdeploy.graph.work import Node, Work, is_constant
 
 Axis = tuple[str, int]
 
-_ONE_OPERAND = frozenset(
-    "Cast Div Dropout Expand Gather Identity Neg Reshape Slice Split Squeeze Transpose Unsqueeze".split()
+_NAMES = (
+    "Cast Div Dropout Expand Gather Identity Neg Reshape Slice Split Squeeze Transpose Unsqueeze"
 )
+_ONE_OPERAND = frozenset(_NAMES.split())
 _ANY_OPERAND = frozenset({"MatMul", "Mul"})
 _EVERY_OPERAND = frozenset({"Add", "Concat", "Sub", "Sum", "Where"})
 
