@@ -4,82 +4,78 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimdeploy.cli.common import load_arrays, load_onnx, open_images, show, slim_weights
-from slimdeploy.cli.export import check_made_for, onnx_logits
-from slimdeploy.errors import InputError, requires
-from slimdeploy.files import sha256_file
-from slimdeploy.manifest import Manifest
-from slimdeploy.schedule import KeepSchedule
+from slimdeploy.errors import InputError
 
 
 def verify(
     *,
     slim: Path,
-    keep_schedule: Path,
-    data_dir: Path,
+    dense: Path | None = None,
+    keep_schedule: Path | None = None,
+    data_dir: Path | None = None,
     checkpoint: Path | None = None,
     split: str | None = None,
     images: int = 64,
     seed: int = 0,
-    tolerance: float = 2e-5,
+    tolerance: float | None = None,
+    per_block: bool = True,
+    pool_kept: bool = False,
+    threads: int | None = None,
+    output: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Prove that a slim ONNX file computes the slim torch model on real images; exit 1 if not.
+    """Prove that a slim ONNX file computes what its schedule says; exit 1 if it does not.
 
-    Two independent ways to the same numbers: torch selects the kept tokens block by block, the
-    file came from the dense graph by moving selections through it. The token counts of the file's
-    blocks must be the schedule's as well.
+    With --dense the reference is the dense ONNX file, in which every token is computed and the
+    dropped ones are masked out of each block's attention: nothing of the slimmer takes part, and
+    torch is not needed. Outputs are compared, and the residual stream after each block's attention
+    and MLP, the kept tokens aligned. Without a schedule the two files must compute the same. Token
+    counts, operators and selections of the file are checked as well. A record of all this is
+    written beside the file.
+
+    Without --dense the reference is the timm model in torch, on real images.
 
     Args:
         slim: the ONNX file.
+        dense: the dense ONNX file that it was made from.
         keep_schedule: the schedule it was made with.
-        data_dir: real images: an image folder, or one with train/val/test inside.
-        checkpoint: the weights it was made with (default: those its manifest or schedule names).
+        data_dir: real images: an image folder, or one with train/val/test inside. With --dense
+            they come in addition to random ones.
+        checkpoint: without --dense: the weights it was made with (default: those its manifest or
+            schedule names).
         split: split of the data (test if there is one).
-        images: how many images to compare.
+        images: how many images to compare, of each kind.
         seed: of their draw.
-        tolerance: largest difference allowed, as a share of the logits' scale.
-        json: print the result as JSON.
+        tolerance: largest difference allowed, as a share of the scale (default: 2e-5, with
+            --dense 1e-2 if either file holds float16 weights and 5e-2 for bfloat16).
+        per_block: compare the streams of every block too.
+        pool_kept: the head pools over the kept tokens (default: as the schedule says).
+        threads: CPU threads (default: all).
+        output: the record to write (default: the ONNX file's name with .verify.json).
+        json: print the record as JSON.
     """
-    with requires("train"):
-        from slimdeploy.slim.accuracy import torch_logits
-        from slimdeploy.slim.model import SlimVit
-        from slimdeploy.slim.timm_models import load_scheduled
-    from slimdeploy.graph import check_graph
-    from slimdeploy.manifest import manifest_path, verify_manifest
-    from slimdeploy.measure.parity import compare_outputs
+    if images < 1:
+        raise InputError(f"--images {images}: must be at least 1")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
+    if dense is not None:
+        from slimdeploy.cli.verify_check import Check
+        from slimdeploy.cli.verify_dense import verify_dense
 
-    schedule = KeepSchedule.read(keep_schedule)
-    manifest = verify_manifest(slim) if manifest_path(slim).is_file() else None
-    if checkpoint is None and manifest is not None:
-        checkpoint = _recorded_weights(slim, manifest)
-    weights = slim_weights(schedule, keep_schedule, checkpoint)
-    check_made_for(weights, schedule)
-    model, preprocessing = load_scheduled(schedule, weights)
-    folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
-    arrays = load_arrays(folder, preprocessing)
-    keys = [schedule.model.tokens, *schedule.counts[:-1]]
-    check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)))
-    reference = torch_logits(SlimVit(model, schedule.keep), arrays)
-    parity = compare_outputs(reference, onnx_logits(slim, arrays), tolerance)
-    result = {"slim": str(slim), "keep_schedule": str(keep_schedule), "parity": parity.to_json()}
-    show(result, f"{slim}: {'PASSED' if parity.passed else 'FAILED'}: {parity}", json)
-    parity.require(f"{slim}: against the slim torch model")
+        if checkpoint is not None:
+            raise InputError("--checkpoint: does not go with --dense, which holds the weights")
+        check = Check(
+            slim, dense, keep_schedule, data_dir, split, images, seed, tolerance, per_block,
+            pool_kept, threads, output or slim.with_name(f"{slim.name}.verify.json"),
+        )  # fmt: skip
+        verify_dense(check, json)
+        return
+    from slimdeploy.cli.verify_torch import verify_torch
 
-
-def _recorded_weights(slim: Path, manifest: Manifest) -> Path | None:
-    """The weights that the file's manifest says it was made from; None if it names none.
-
-    Raises:
-        InputError: if they are gone or changed: other weights would give a false verdict.
-    """
-    recorded = manifest.made_from.get("checkpoint")
-    if recorded is None:
-        return None
-    for path in (Path(recorded.path), slim.parent / Path(recorded.path).name):
-        if path.is_file() and sha256_file(path) == recorded.sha256:
-            return path
-    raise InputError(
-        f"{slim}: was made from {recorded.path}, which is gone or has changed; "
-        "give it with --checkpoint"
+    if keep_schedule is None:
+        raise InputError("give --dense, the ONNX file to compare with, or --keep-schedule")
+    if data_dir is None:
+        raise InputError("give --dense, the ONNX file to compare with, or --data-dir")
+    verify_torch(
+        slim, keep_schedule, data_dir, checkpoint, split, images, seed, tolerance or 2e-5, json
     )

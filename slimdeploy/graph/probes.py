@@ -41,11 +41,6 @@ class Probe:
     output: str | None
     axis: int
 
-    @property
-    def tensors(self) -> list[str]:
-        """Names of the streams that the block shows, in the order of computation."""
-        return [name for name in (self.attention, self.output) if name]
-
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """A private copy of `model` without local functions."""
@@ -64,6 +59,24 @@ def find_probes(model: onnx.ModelProto) -> list[Probe]:
         GraphError: if no block is found.
     """
     return probes_of(prepared(model), model)
+
+
+def with_streams(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Probe]]:
+    """A copy of `model` that gives the streams of its blocks too, and the probes naming them.
+
+    Raises: as `find_probes`.
+    """
+    copy = inlined(model)
+    work = prepared(copy)
+    probes = probes_of(work, copy)
+    add_outputs(copy, work, stream_names(probes))
+    return copy, probes
+
+
+def stream_names(probes: Iterable[Probe]) -> list[str]:
+    """Names of all streams, in the order of computation."""
+    streams = ((probe.attention, probe.output) for probe in probes)
+    return [name for pair in streams for name in pair if name]
 
 
 def probes_of(work: Work, model: onnx.ModelProto) -> list[Probe]:

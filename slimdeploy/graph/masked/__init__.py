@@ -18,10 +18,11 @@ from slimdeploy.errors import GraphError
 from slimdeploy.graph.keep import checked_keep
 from slimdeploy.graph.masked.pooling import pool_over
 from slimdeploy.graph.masked.scores import Editor
-from slimdeploy.graph.probes import Probe, add_outputs, inlined, probes_of
+from slimdeploy.graph.probes import Probe, add_outputs, inlined, probes_of, stream_names
 from slimdeploy.graph.slimming import prepared
+from slimdeploy.graph.work import Work
 
-__all__ = ["masked_graph"]
+__all__ = ["masked_graph", "masked_streams"]
 
 
 def masked_graph(
@@ -49,6 +50,24 @@ def masked_graph(
         before: p1 = Softmax(s1)
         after:  m1 = Add(s1, [0, -1e30, 0]); p1 = Softmax(m1)
     """
+    masked, work, probes = _masked(model, keep, pool_kept)
+    if outputs == "blocks":
+        add_outputs(masked, work, stream_names(probes))
+    return masked
+
+
+def masked_streams(
+    model: onnx.ModelProto, keep: Sequence[Sequence[int]], *, pool_kept: bool = False
+) -> tuple[onnx.ModelProto, list[Probe]]:
+    """`masked_graph` with `outputs="blocks"`, and the probes that say which output is which."""
+    masked, work, probes = _masked(model, keep, pool_kept)
+    add_outputs(masked, work, stream_names(probes))
+    return masked, probes
+
+
+def _masked(
+    model: onnx.ModelProto, keep: Sequence[Sequence[int]], pool_kept: bool
+) -> tuple[onnx.ModelProto, Work, list[Probe]]:
     masked = inlined(model)
     work = prepared(masked)
     probes = probes_of(work, masked)
@@ -60,11 +79,7 @@ def masked_graph(
             editor.hide_keys(probe.anchor, ids, tokens, tokens)
     if pool_kept and len(wanted[-1]) < tokens:
         pool_over(editor, work, probes[-1], wanted[-1])
-    if outputs == "blocks":
-        add_outputs(
-            masked, work, [name for p in probes for name in (p.attention, p.output) if name]
-        )
-    return masked
+    return masked, work, probes
 
 
 def _token_count(probes: Sequence[Probe]) -> int:

@@ -1,0 +1,130 @@
+"""`slimdeploy verify --dense`: a slim file against the masked dense graph, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from slimdeploy import __version__
+from slimdeploy.cli.common import command_line, load_onnx, show
+from slimdeploy.cli.verify_check import Check
+from slimdeploy.cli.verify_record import (
+    first_failure,
+    identity,
+    proof_record,
+    protocol,
+    sentences,
+)
+from slimdeploy.errors import GateError, GraphError, InputError
+from slimdeploy.files import check_writable, write_text
+from slimdeploy.manifest import package_versions
+
+if TYPE_CHECKING:
+    import onnx
+
+    from slimdeploy.measure.block_parity import Array
+    from slimdeploy.measure.proof import Pair, Proof
+
+PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
+
+
+def verify_dense(check: Check, as_json: bool) -> None:
+    """Compare, write the record, and say what was found.
+
+    Raises:
+        GateError: if anything differs; the message names the first stream that does and the worst.
+        InputError: if a file cannot be read, or schedule and dense file do not fit.
+    """
+    from slimdeploy.measure.proof import TOLERANCES, prove
+
+    start = perf_counter()
+    check_writable(check.output, *check.files.values())
+    dense, slim = load_onnx(check.dense), load_onnx(check.slim)
+    weights = _coarsest_weights(dense, slim)
+    tolerance = check.tolerance or TOLERANCES[weights]
+    problem = _structure_problem(check, slim, dense)
+    proofs: dict[str, Proof] = {}
+    try:
+        pair = _pair(check, dense, slim)
+        for kind, batches in _image_sets(check, dense, pair).items():
+            proofs[kind] = prove(pair, batches, tolerance, check.threads)
+    except GateError as error:
+        problem = problem or str(error)
+    passed = not problem and all(proof.passed for proof in proofs.values())
+    record = {
+        "format": 1,
+        "kind": "verification",
+        "passed": passed,
+        "problem": problem,
+        "files": {role: identity(path) for role, path in check.files.items()},
+        "protocol": protocol(check, weights, tolerance),
+        "results": {kind: proof_record(proof) for kind, proof in proofs.items()},
+        "notes": check.notes,
+        "command": list(command_line()),
+        "slimdeploy": __version__,
+        "versions": package_versions(PACKAGES),
+        "seconds": round(perf_counter() - start, 1),
+    }
+    write_text(check.output, json.dumps(record, indent=2) + "\n")
+    show(record, sentences(check, problem, proofs, passed), as_json)
+    if not passed:
+        raise GateError(f"{check.slim}: {problem or first_failure(proofs)}")
+
+
+def _coarsest_weights(*models: onnx.ModelProto) -> str:
+    """The type with the fewest digits among the models' weights: it sets the tolerance."""
+    from slimdeploy.measure.onnx_file import weight_types
+
+    held = {kind for model in models for kind in weight_types(model)}
+    return next((kind for kind in ("bfloat16", "float16") if kind in held), "float32")
+
+
+def _structure_problem(check: Check, slim: onnx.ModelProto, dense: onnx.ModelProto) -> str | None:
+    """What is wrong with the slim graph as a graph: invalid, other counts, operators added."""
+    from slimdeploy.graph import check_graph
+
+    counts = None
+    if check.schedule is not None:
+        have = check.schedule.counts
+        counts = list(zip(have, [check.schedule.model.tokens, *have], strict=False))
+        counts = counts[: _cut_after(slim, len(counts))]
+    try:
+        check_graph(slim, counts, dense)
+    except GraphError as error:
+        return str(error)
+    return None
+
+
+def _cut_after(slim: onnx.ModelProto, depth: int) -> int:
+    """How many blocks a probe has, which ends in the residual stream; else all of them."""
+    from slimdeploy.graph.probes import find_probes, inlined
+
+    if [value.name for value in slim.graph.output] != ["stream"]:
+        return depth
+    return len(find_probes(inlined(slim)))
+
+
+def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair:
+    from slimdeploy.measure.proof import pair
+
+    schedule = check.schedule
+    keep = None if schedule is None else schedule.keep
+    pool_kept = check.pool_kept or (schedule is not None and schedule.pool_kept)
+    try:
+        found = pair(dense, slim, check.slim, keep, pool_kept=pool_kept, per_block=check.per_block)
+    except (GraphError, InputError) as error:
+        raise type(error)(f"{check.dense}: {error}") from error
+    check.notes.extend(found.remarks)
+    return found
+
+
+def _image_sets(check: Check, dense: onnx.ModelProto, pair: Pair) -> dict[str, Iterator[Array]]:
+    from slimdeploy.measure.feeding import noise
+
+    sets = {"random": noise(dense, check.images, check.seed, pair.batch)}
+    if check.folder is not None:
+        batches = check.folder.batches(check.preprocessing(), pair.batch)
+        sets["real"] = (batch.images for batch in batches)
+    return sets

@@ -1,0 +1,82 @@
+"""`slimdeploy verify` against the timm model in torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimdeploy.cli.common import (
+    load_arrays,
+    load_onnx,
+    onnx_logits,
+    open_images,
+    show,
+    slim_weights,
+)
+from slimdeploy.cli.export_torch import check_made_for
+from slimdeploy.errors import InputError, requires
+from slimdeploy.files import sha256_file
+from slimdeploy.manifest import Manifest
+from slimdeploy.schedule import KeepSchedule
+
+
+def verify_torch(
+    slim: Path,
+    keep_schedule: Path,
+    data_dir: Path,
+    checkpoint: Path | None,
+    split: str | None,
+    images: int,
+    seed: int,
+    tolerance: float,
+    json: bool,
+) -> None:
+    """Compare logits on real images with the torch model that selects tokens block by block.
+
+    The arguments are those of `slimdeploy verify`.
+
+    Raises:
+        GateError: if the logits differ, or the file is not the one its manifest describes.
+        InputError: if the file's token counts are not the schedule's, or something cannot be read.
+    """
+    with requires("train"):
+        from slimdeploy.slim.accuracy import torch_logits
+        from slimdeploy.slim.model import SlimVit
+        from slimdeploy.slim.timm_models import load_scheduled
+    from slimdeploy.graph import check_graph
+    from slimdeploy.manifest import manifest_path, verify_manifest
+    from slimdeploy.measure.parity import compare_outputs
+
+    schedule = KeepSchedule.read(keep_schedule)
+    manifest = verify_manifest(slim) if manifest_path(slim).is_file() else None
+    if checkpoint is None and manifest is not None:
+        checkpoint = _recorded_weights(slim, manifest)
+    weights = slim_weights(schedule, keep_schedule, checkpoint)
+    check_made_for(weights, schedule)
+    model, preprocessing = load_scheduled(schedule, weights)
+    folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
+    arrays = load_arrays(folder, preprocessing)
+    keys = [schedule.model.tokens, *schedule.counts[:-1]]
+    check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)))
+    reference = torch_logits(SlimVit(model, schedule.keep), arrays)
+    parity = compare_outputs(reference, onnx_logits(slim, arrays), tolerance)
+    result = {"slim": str(slim), "keep_schedule": str(keep_schedule), "parity": parity.to_json()}
+    show(result, f"{slim}: {'PASSED' if parity.passed else 'FAILED'}: {parity}", json)
+    parity.require(f"{slim}: against the slim torch model")
+
+
+def _recorded_weights(slim: Path, manifest: Manifest) -> Path | None:
+    """The weights that the file's manifest says it was made from; None if it names none.
+
+    Raises:
+        InputError: if they are gone or changed: other weights would give a false verdict.
+    """
+    recorded = manifest.made_from.get("checkpoint")
+    if recorded is None:
+        return None
+    for path in (Path(recorded.path), slim.parent / Path(recorded.path).name):
+        if path.is_file() and sha256_file(path) == recorded.sha256:
+            return path
+    raise InputError(
+        f"{slim}: was made from {recorded.path}, which is gone or has changed; "
+        "give it with --checkpoint"
+    )
