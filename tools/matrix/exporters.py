@@ -55,7 +55,6 @@ def external_data(model: onnx.ModelProto) -> onnx.ModelProto:
 
 _BASE = [
     Exporter("dynamo18-fused", 18, True, True, True),
-    Exporter("dynamo18-fused-static", 18, True, True, False),
     Exporter("dynamo18-eager", 18, True, False, True),
     Exporter("dynamo20-eager-static", 20, True, False, False),
     Exporter("dynamo23-fused", 23, True, True, True),

@@ -89,9 +89,17 @@ PLAIN = [
     timm_family("vit-avgmax", "vit_tiny_patch16_224", reads=(), pools=True, global_pool="avgmax"),
     timm_family("vit-max", "vit_tiny_patch16_224", reads=(), pools=True, global_pool="max"),
     timm_family("vit-gap", "vit_base_patch16_gap_224", prefix=0, reads=(), pools=True),
-    timm_family("vit-22b", "vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ParallelScalingBlock),
+    timm_family(
+        "vit-22b",
+        "vit_tiny_patch16_224",
+        block_fn=timm.models.vision_transformer.ParallelScalingBlock,
+    ),
     timm_family("vit-parallel", "vit_small_patch16_18x2_224"),
-    timm_family("vit-res-post-norm", "vit_tiny_patch16_224", block_fn=timm.models.vision_transformer.ResPostBlock),
+    timm_family(
+        "vit-res-post-norm",
+        "vit_tiny_patch16_224",
+        block_fn=timm.models.vision_transformer.ResPostBlock,
+    ),
     timm_family("flexivit", "flexivit_small"),
     timm_family("deit", "deit_tiny_patch16_224"),
     timm_family("deit-distilled", "deit_tiny_distilled_patch16_224", prefix=2, reads=(0, 1)),
@@ -116,15 +124,21 @@ POSITION = [
     timm_family("vit-relpos", "vit_relpos_small_patch16_224", prefix=0, reads=(), pools=True),
     timm_family("vit-relpos-cls", "vit_relpos_base_patch16_cls_224"),
     timm_family("vit-relpos-clsgap", "vit_relpos_base_patch16_clsgap_224", reads=(), pools=True),
-    timm_family("vit-relpos-rpn", "vit_relpos_small_patch16_rpn_224", prefix=0, reads=(), pools=True),
+    timm_family(
+        "vit-relpos-rpn", "vit_relpos_small_patch16_rpn_224", prefix=0, reads=(), pools=True
+    ),
     timm_family("vit-srelpos", "vit_srelpos_small_patch16_224", prefix=0, reads=(), pools=True),
     timm_family("eva02", "eva02_tiny_patch14_224", patch=14, reads=(), pools=True),
     timm_family("eva02-clip", "eva02_base_patch16_clip_224"),
-    timm_family("eva-giant", "eva_giant_patch14_224", patch=14),
+    timm_family("eva-giant", "eva_giant_patch14_224", patch=14, reads=(), pools=True),
     timm_family("dinov3", "vit_small_patch16_dinov3", prefix=5, reads=(), pools=True),
     timm_family("dinov3-token", "vit_small_patch16_dinov3", prefix=5, global_pool="token"),
-    timm_family("dinov3-plus-qkvb", "vit_small_plus_patch16_dinov3_qkvb", prefix=5, reads=(), pools=True),
-    timm_family("rope-reg4-gap", "vit_betwixt_patch16_rope_reg4_gap_256", prefix=4, reads=(), pools=True),
+    timm_family(
+        "dinov3-plus-qkvb", "vit_small_plus_patch16_dinov3_qkvb", prefix=5, reads=(), pools=True
+    ),
+    timm_family(
+        "rope-reg4-gap", "vit_betwixt_patch16_rope_reg4_gap_256", prefix=4, reads=(), pools=True
+    ),
     timm_family("rope-ape", "vit_small_patch16_rope_ape_224"),
     timm_family("rope-mixed", "vit_small_patch16_rope_mixed_224"),
     timm_family("pe-core", "vit_pe_core_base_patch16_224", reads=(), pools=True),

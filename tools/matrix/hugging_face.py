@@ -68,9 +68,7 @@ HUGGING_FACE = [
         prefix=2,
         reads=(0, 1),
     ),
-    hugging_face_family(
-        "hf-dinov2", "Dinov2ForImageClassification", "Dinov2Config", pools=True
-    ),
+    hugging_face_family("hf-dinov2", "Dinov2ForImageClassification", "Dinov2Config", pools=True),
     hugging_face_family("hf-dinov2-pooler", "Dinov2Model", "Dinov2Config", **POOLER),
     hugging_face_family(
         "hf-dinov2-registers",

@@ -35,7 +35,9 @@ def _dense_head(fused: bool) -> nn.Module:
 
 def _all_tokens(fused: bool) -> nn.Module:
     timm.layers.set_fused_attn(fused)
-    return randomise(timm.create_model("vit_tiny_patch16_224", **{**SMALL, "num_classes": 0}, global_pool=""))
+    return randomise(
+        timm.create_model("vit_tiny_patch16_224", **{**SMALL, "num_classes": 0}, global_pool="")
+    )
 
 
 def other(name: str, timm_name: str, size: int = 64, **changes: Any) -> Family:
@@ -51,11 +53,27 @@ def other(name: str, timm_name: str, size: int = 64, **changes: Any) -> Family:
 OTHER_MODELS = [
     Family("dense-head", _dense_head, (64, 64), 17, 1, ()),
     Family("all-tokens", _all_tokens, (64, 64), 17, 1, ()),
-    timm_family(
-        "hybrid-resnet", "vit_tiny_r_s16_p8_224", small=SMALL, grid=(3, 3), patch=32
+    timm_family("hybrid-resnet", "vit_tiny_r_s16_p8_224", small=SMALL, grid=(3, 3), patch=32),
+    other(
+        "swin",
+        "swin_tiny_patch4_window7_224",
+        64,
+        img_size=64,
+        window_size=4,
+        embed_dim=12,
+        depths=(2, 2),
+        num_heads=(1, 2),
     ),
-    other("swin", "swin_tiny_patch4_window7_224", 64, img_size=64, window_size=4, embed_dim=12, depths=(2, 2), num_heads=(1, 2)),
-    other("swinv2", "swinv2_tiny_window8_256", 64, img_size=64, window_size=4, embed_dim=12, depths=(2, 2), num_heads=(1, 2)),
+    other(
+        "swinv2",
+        "swinv2_tiny_window8_256",
+        64,
+        img_size=64,
+        window_size=4,
+        embed_dim=12,
+        depths=(2, 2),
+        num_heads=(1, 2),
+    ),
     other("cait", "cait_xxs24_224", 64, img_size=64, embed_dim=48, depth=3, num_heads=3),
     other("xcit", "xcit_nano_12_p16_224", 64, img_size=64, embed_dim=48, depth=3, num_heads=3),
     other("levit", "levit_128s", 224),
