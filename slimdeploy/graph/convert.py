@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from slimdeploy.errors import GraphError
+from slimdeploy.errors import GraphError, one_line
 from slimdeploy.graph.sanity import OWN_DOMAINS, check_nodes, check_source
 from slimdeploy.graph.storage import copy_fields
 from slimdeploy.graph.stored import Held, StoredConstant, hold
@@ -34,7 +34,7 @@ def import_graph(model: onnx.ModelProto) -> Any:
         check_source(source)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     stored.update(_constants(source.graph))
-    graph = gs.import_onnx(_without_stored(source, stored))
+    graph = _imported(_without_stored(source, stored))
     for name, tensor in graph.tensors().items():
         if name in stored:
             tensor.to_constant(hold(stored[name]))
@@ -43,9 +43,25 @@ def import_graph(model: onnx.ModelProto) -> Any:
         if (node.domain or "") not in OWN_DOMAINS:
             node.op = f"{node.domain}::{node.op}"
         node.domain = None
+    _distinct_names(graph.nodes)
     graph.nodes[:] = in_order(graph.nodes)
     check_nodes(declare(nodes_of(graph, model), constants_of(graph)))
     return graph
+
+
+def _imported(model: onnx.ModelProto) -> Any:
+    try:
+        return gs.import_onnx(model)
+    except Exception as error:  # an attribute in a form that it does not expect
+        raise GraphError(f"graphsurgeon cannot read the graph: {one_line(error)}") from error
+
+
+def _distinct_names(nodes: Sequence[Any]) -> None:
+    """Take the name from all but the first of its bearers: some runtimes insist on it."""
+    seen: set[str] = set()
+    for node in nodes:
+        node.name = "" if node.name in seen else node.name
+        seen.add(node.name)
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:

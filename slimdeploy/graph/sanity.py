@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -23,14 +24,15 @@ def check_source(model: onnx.ModelProto) -> None:
         GraphError: if the model lacks inputs, outputs or their types, names a tensor twice,
             reads one that nothing makes, or holds what no pass understands.
     """
+    _check_text(model)
     _check_opsets(model)
-    _check_ends(model.graph)
-    _check_names(model.graph)
-    for node in model.graph.node:
-        _check_attributes(node)
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise GraphError(f"tensor '{name}' is stored sparsely; store it densely")
+    for node in model.graph.node:
+        _check_attributes(node)
+    _check_ends(model.graph)
+    _check_names(model.graph)
 
 
 def check_nodes(model: onnx.ModelProto) -> None:
@@ -43,6 +45,20 @@ def check_nodes(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model)
     except Exception as error:  # onnx raises several unrelated types
         raise GraphError(f"onnx refuses the graph: {one_line(error)}") from error
+
+
+def _check_text(message: Any) -> None:
+    """Read every name once: in a damaged file it may be no text."""
+    try:
+        for field, value in message.ListFields():
+            if field.message_type is None or field.name in ("initializer", "sparse_initializer"):
+                continue
+            for inner in value if field.is_repeated else (value,):
+                _check_text(inner)
+        for tensor in getattr(message, "initializer", ()):
+            tensor.name  # noqa: B018 (the access is the check)
+    except UnicodeDecodeError as error:
+        raise GraphError("a name in it is no text: the file is damaged; export again") from error
 
 
 def _check_opsets(model: onnx.ModelProto) -> None:
@@ -66,7 +82,7 @@ def _check_ends(graph: onnx.GraphProto) -> None:
     stored = {tensor.name for tensor in graph.initializer}
     fed = [value for value in graph.input if value.name not in stored]
     for value in (*fed, *graph.output):
-        if not value.type.tensor_type.elem_type:
+        if not _is_type(value.type.tensor_type.elem_type):
             raise GraphError(f"'{value.name}', an input or output, is no tensor of a stated type")
     for value in fed:
         shape = value.type.tensor_type
@@ -110,11 +126,16 @@ def _check_attributes(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
         if attribute.type in (_KIND.GRAPH, _KIND.GRAPHS):
             raise GraphError(f"{_label(node)}: holds a subgraph, which no pass looks into")
-        if attribute.type not in _ATTRIBUTES or attribute.ref_attr_name:
+        whole = attribute.type != _KIND.TENSOR or _is_type(attribute.t.data_type)
+        if attribute.type not in _ATTRIBUTES or attribute.ref_attr_name or not whole:
             raise GraphError(
                 f"{_label(node)}: its attribute '{attribute.name}' is of a type that slimdeploy "
                 "cannot carry over"
             )
+
+
+def _is_type(number: int) -> bool:
+    return number != onnx.TensorProto.UNDEFINED and number in onnx.TensorProto.DataType.values()
 
 
 def _label(node: onnx.NodeProto) -> str:

@@ -173,7 +173,7 @@ class _Sweep:
     def _try_infer(self, node: onnx.NodeProto) -> Types:
         try:
             return self._infer_with(node)
-        except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, ValueError):
+        except Exception:  # `_infer` says why, if the node is not computed
             return {}
 
     def _shape_values(self, node: onnx.NodeProto) -> list[Array] | None:
@@ -193,7 +193,7 @@ class _Sweep:
                 raise ValueError(self.unknown.get(missing[0], f"nothing computes '{missing[0]}'"))
             self.types.update(self._infer_with(node))
             self._as_first_input(node)
-        except onnx.shape_inference.InferenceError as error:
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
             name = node.name or node.output[0]
             raise GraphError(f"node '{name}' ({node.op_type}): {one_line(error)}") from error
         except (onnx.defs.SchemaError, ValueError) as error:

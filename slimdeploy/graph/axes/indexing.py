@@ -61,7 +61,10 @@ def gather(op: Op) -> Relation:
     indices = op.values[1]
     if indices is None:
         return Relation((*before, *after), why="it picks positions computed while it runs")
-    picked = tuple(int(i) % max(shape[along], 1) for i in np.ravel(indices))
+    size = shape[along]
+    if size >= 0 and any(not -size <= i < size for i in np.ravel(indices)):
+        return opaque(f"it picks a position outside of the axis, which has {size}")
+    picked = tuple(int(i) % max(size, 1) for i in np.ravel(indices))
     if len(index_shape) == 1:
         middle = Link(Port(0, along), Port(0, along), picked)
         return Relation((*before, middle, *after))
