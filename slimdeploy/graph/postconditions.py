@@ -10,6 +10,7 @@ import onnx
 
 from slimdeploy.errors import GraphError, one_line
 from slimdeploy.graph.blocks import find_blocks
+from slimdeploy.graph.passes.unflatten_tokens import unflatten
 from slimdeploy.graph.selections import whole_selection
 from slimdeploy.graph.structure import structure
 from slimdeploy.graph.work import Work, node_error
@@ -52,6 +53,7 @@ def check_graph(
     _check_operators(model, dense)
     work = Work.of(model)
     _check_selections(work, dense)
+    unflatten(work)
     found = [BlockCount(block.queries, block.keys) for block in find_blocks(work)[0]]
     for number, (have, want) in enumerate(zip(found, counts or found, strict=False), 1):
         if have != tuple(want):

@@ -14,6 +14,7 @@ from slimdeploy.graph.flow import trace
 from slimdeploy.graph.forbid import check_absent, check_names
 from slimdeploy.graph.forms import input_passes, no_selection, selection
 from slimdeploy.graph.keep import checked_keep, record_order
+from slimdeploy.graph.optimize import optimizations
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes import (
     CanonicalReshape,
@@ -23,6 +24,7 @@ from slimdeploy.graph.passes import (
     Tidy,
     run,
 )
+from slimdeploy.graph.passes.unflatten_tokens import unflatten
 from slimdeploy.graph.postconditions import BlockCount, check_graph
 from slimdeploy.graph.structure import add_shapes
 from slimdeploy.graph.work import Work, label
@@ -119,7 +121,7 @@ def dense_graph(
 
 def _written(options: GraphOptions) -> list[Pass]:
     """The passes that the options ask for, after the tokens are selected."""
-    return []
+    return optimizations() if options.optimize else []
 
 
 @contextmanager
@@ -145,6 +147,7 @@ def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Wor
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
     work = Work.of(model)
     run([*input_passes(options), FoldConstants(), LazyBroadcast(), CanonicalReshape()], work)
+    unflatten(work)
     return work
 
 

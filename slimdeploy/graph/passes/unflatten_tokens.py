@@ -10,9 +10,9 @@ import onnx_graphsurgeon as gs
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Shape
 from slimdeploy.graph.axes.elementwise import ELEMENTWISE
-from slimdeploy.graph.passes.base import Pass
+from slimdeploy.graph.passes.base import Pass, run
 from slimdeploy.graph.passes.canonical_reshape import reshape_target, set_target
-from slimdeploy.graph.work import Node, Tensor, Work, is_constant
+from slimdeploy.graph.work import Node, Tensor, Work, drop_identities, is_constant
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "Softmax")
 
@@ -38,12 +38,28 @@ class UnflattenTokens(Pass):
         sweep = _Sweep(work)
         for node in list(work.graph.nodes):
             sweep.visit(node)
+        drop_identities(work)
 
     def ensures(self, work: Work) -> None:
         """Every output has the shape that it had."""
         for name, shape in self._outputs.items():
             if work.facts.shape(name) != shape:
                 raise GraphError(f"output '{name}' became {work.facts.shape(name)}, was {shape}")
+
+
+def unflatten(work: Work) -> None:
+    """Run `UnflattenTokens` if there is anything for it to do."""
+    if any(_merges(work, node) for node in work.graph.nodes):
+        run([UnflattenTokens()], work)
+
+
+def _merges(work: Work, node: Node) -> bool:
+    """Whether the node turns [B, N, ...] into rows [B·N, D]."""
+    if node.op not in ("Reshape", "Flatten") or _is_end(work, node.outputs[0]):
+        return False
+    shapes = [work.facts.shapes.get(t.name, ()) for t in (node.inputs[0], node.outputs[0])]
+    old, new = shapes
+    return len(old) > 2 and len(new) == 2 and math.prod(old[:2]) == new[0]
 
 
 def _known_outputs(work: Work) -> list[Tensor]:
@@ -76,12 +92,10 @@ class _Sweep:
 
     def _enter(self, node: Node) -> None:
         """A Reshape of [B, N, ...] to [B·N, D]."""
-        source, target = node.inputs[0], node.outputs[0]
-        shapes = self.work.facts.shapes
-        old, new = shapes.get(source.name, ()), shapes.get(target.name, ())
-        merges = len(old) > 2 and len(new) == 2 and math.prod(old[:2]) == new[0]
-        if not merges or _is_end(self.work, target):
+        if not _merges(self.work, node):
             return
+        source, target = node.inputs[0], node.outputs[0]
+        old, new = (self.work.facts.shape(tensor.name) for tensor in (source, target))
         if len(old) > 3:
             sizes = np.asarray([0, 0, new[1]], np.int64)
             shape = self.work.constant(f"{target.name}.target", sizes)
@@ -94,7 +108,10 @@ class _Sweep:
         tensor, lead = self.tokens[id(rows)]
         old = (*lead, self.work.facts.shape(rows.name)[-1])
         new = self.work.facts.shape(node.outputs[0].name)
-        if reshape_target(old, new).count(-1) > 1:
+        if old == new:
+            node.op, node.inputs = "Identity", [tensor]
+            node.attrs.clear()
+        elif reshape_target(old, new).count(-1) > 1:
             self._keep_rows(node)
         else:
             node.inputs[0] = tensor
