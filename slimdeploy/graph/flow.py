@@ -225,7 +225,7 @@ class _Backward(_Pass):
         links = relation.of_output(port)
         wanted = self.wanted.get(axis)
         commutes = bool(links) and not any(link.mixes for link in links)
-        if not wanted or not commutes or axis[0] in self.settled:
+        if wanted is None or not commutes or axis[0] in self.settled:
             return self.held(axis)
         return tuple(sorted(wanted))
 

@@ -272,3 +272,15 @@ def _half(dense: onnx.ModelProto) -> onnx.ModelProto:
     for value in (*dense.graph.input, *dense.graph.output):
         value.type.tensor_type.elem_type = HALF
     return dense
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rotated_queries_of_dropped_tokens_are_not_computed(form: Select) -> None:
+    """Only the part of the queries that is not rotated is left; nothing is asked of the other."""
+    slim = slim_graph(vit("class", rotary=True), [[0, 2, 3], [0]], GraphOptions(select=form)).model
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
+        for value in slim.graph.value_info
+    }
+    assert shapes["q1"] == [1, 4]
+    assert shapes["k1"] == [3, 4]
