@@ -238,7 +238,7 @@ def test_an_unwritable_output(
         (["plan", "--model", "test_vit", "--mac-reduction", "lots"], "lots"),
         (["plan", "--model", "test_vit", "--colour", "red"], "--colour"),
         (["plan", "--model", "test_vit", "--mac-reduction", "1.5"], "--mac-reduction 1.5"),
-        (["export"], "give --keep-schedule for the slim model, or --model for the dense"),
+        (["export"], "give --keep-schedule for the slim model, --onnx FILE"),
         (["profile", "--dense", "a", "--slim", "b", "--batch-size", "x"], "--batch-size x"),
         (["inspect", "model.pt"], "give a keep schedule"),
         (["plan", "--model", "test_vit", "--img-size", "8"], "has no patches at (8, 8) pixels"),
