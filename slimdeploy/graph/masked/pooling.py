@@ -16,7 +16,7 @@ def pool_over(editor: Editor, work: Work, last: Probe, ids: Sequence[int]) -> No
     """Let every node of the head that pools over tokens pool over `ids` only.
 
     Known are ReduceMean over the token axis, of all tokens or of those behind the prefix, and
-    Softmax or Attention whose keys are all tokens.
+    Softmax or Attention whose keys are either.
 
     Args:
         editor: of the model.
@@ -28,17 +28,21 @@ def pool_over(editor: Editor, work: Work, last: Probe, ids: Sequence[int]) -> No
         GraphError: if the head pools in another way.
     """
     pools = 0
-    for node in _behind(work, last.attention):
+    behind = _behind(work, last.attention)
+    for node in behind:
         if node.op == "ReduceMean" and _reduces(work, node, last):
             _weigh(editor, work, node, last, ids)
             pools += 1
-        elif node.op in ("Softmax", "Attention") and _scores(work, node)[1] == last.keys:
-            editor.hide_keys(node.outputs[0].name, ids, *_scores(work, node))
+        elif node.op in ("Softmax", "Attention") and (held := _keys(work, behind, node, last)):
+            visible = [held.index(i) for i in ids if i in held]
+            if not visible:
+                raise node_error(node, "pools over none of the tokens that the last block keeps")
+            editor.hide_keys(node.outputs[0].name, visible, *_scores(work, node))
             pools += 1
     if not pools:
         raise GraphError(
             "the head pools over tokens in no way known here (ReduceMean, or attention whose keys "
-            "are all tokens); keep all tokens in the last block"
+            "are all tokens or those behind the prefix); keep all tokens in the last block"
         )
 
 
@@ -68,6 +72,20 @@ def _tokens_of(work: Work, node: Node, last: Probe) -> range:
     if start and start not in _slice_starts(work, node.inputs[0]):
         raise node_error(node, f"which {count} of {last.keys} tokens it pools cannot be told")
     return range(start, last.keys)
+
+
+def _keys(work: Work, behind: Sequence[Node], node: Node, last: Probe) -> range:
+    """The ids of the tokens that are the keys of `node`; none if its keys are no tokens."""
+    count = _scores(work, node)[1]
+    start = last.keys - count
+    if not start:
+        return range(count)
+    for other in behind if 0 < start < last.keys else ():
+        shape = work.facts.shapes.get(other.outputs[0].name, ())
+        sliced = other.op == "Slice" and len(shape) > last.axis and shape[last.axis] == count
+        if sliced and start in work.facts.values[other.inputs[1].name]:
+            return range(start, last.keys)
+    return range(0)
 
 
 def _slice_starts(work: Work, tensor: Tensor) -> list[int]:
