@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 FORMS = ("gather", "slice", "slice-concat", "one-hot", "lossless", "optimize")
 TOLERANCE = 2e-5
 TOLERANCE_HALF = 1e-2
-_FRACTIONS = (0.85, 0.97, 0.55, 0.8)  # the share of tokens that each block in turn keeps
+_FRACTIONS = (0.85, 1.0, 0.6, 0.9)  # the share of tokens that each block in turn keeps
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ def schedule(family: Family, dense: onnx.ModelProto) -> list[list[int]]:
     always = {*family.reads, *held[-1:]} if family.pools else set(family.reads)
     keep = []
     for number in range(len(blocks)):
-        share = _FRACTIONS[number % len(_FRACTIONS)]
-        held = sorted(always.union(i for i in held if rng.random() < share)) or held
+        free = [i for i in held if i not in always]
+        count = int(_FRACTIONS[number % len(_FRACTIONS)] * len(free))
+        held = sorted(always.union(rng.permutation(free)[:count].tolist())) or held
         keep.append(held)
     if not family.pools:
         keep[-1] = sorted(always.union(held[:3]))
