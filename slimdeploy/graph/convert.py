@@ -132,13 +132,23 @@ def nodes_of(graph: Any, origin: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.name, model.graph.doc_string = graph.name, graph.doc_string
     model.graph.input.extend(_value_info(tensor) for tensor in graph.inputs)
     model.graph.output.extend(_value_info(tensor) for tensor in graph.outputs)
-    for node in graph.nodes:
-        model.graph.node.append(OnnxExporter.export_node(node))
-        if "::" in node.op:
-            own = model.graph.node[-1]
-            own.domain, _, own.op_type = node.op.rpartition("::")
+    model.graph.node.extend(_node(node) for node in graph.nodes)
     _import_domains(model)
     return model
+
+
+def _node(node: Any) -> onnx.NodeProto:
+    domain, _, op = node.op.rpartition("::")
+    inputs, outputs = (
+        [tensor.name for tensor in tensors] for tensors in (node.inputs, node.outputs)
+    )
+    made = onnx.helper.make_node(op, inputs, outputs, node.name, domain=domain or None)
+    for name, value in node.attrs.items():
+        if isinstance(value, list) and not value:  # of which type, its length does not say
+            made.attribute.add(name=name, type=onnx.AttributeProto.INTS)
+        else:
+            made.attribute.extend(OnnxExporter.export_attributes({name: value}))
+    return made
 
 
 def _value_info(tensor: Any) -> onnx.ValueInfoProto:

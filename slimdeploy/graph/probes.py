@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
-import onnx.inliner
+from onnx.inliner import inline_local_functions
 
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.blocks import Block, find_blocks
@@ -44,10 +44,11 @@ class Probe:
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """A private copy of `model` without local functions."""
-    if model.functions:
-        return onnx.inliner.inline_local_functions(model)
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(inline_local_functions(model) if model.functions else model)
+    for node in copy.graph.node:
+        if node.domain == "ai.onnx":  # the default domain by its other name, which onnx confuses
+            node.domain = ""
     return copy
 
 

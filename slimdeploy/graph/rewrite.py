@@ -143,7 +143,8 @@ def _slice(rewriter: Rewriter, node: Node) -> None:
 
 
 def _drop_sliced_axes(work: Work, node: Node, moved: set[int], rank: int) -> None:
-    columns = [[int(i) for i in work.facts.values[t.name]] for t in node.inputs[1:] if t.name]
+    given = [work.facts.values[t.name] for t in node.inputs[1:] if t.name]
+    columns = [[int(i) for i in np.ravel(values)] for values in given]
     starts, ends = columns[:2]
     axes = columns[2] if len(columns) > 2 else list(range(len(starts)))
     steps = columns[3] if len(columns) > 3 else [1] * len(starts)

@@ -50,15 +50,24 @@ def check_nodes(model: onnx.ModelProto) -> None:
 def _check_text(message: Any) -> None:
     """Read every name once: in a damaged file it may be no text."""
     try:
+        names = [tensor.name for tensor in getattr(message, "initializer", ())]
         for field, value in message.ListFields():
-            if field.message_type is None or field.name in ("initializer", "sparse_initializer"):
+            if field.name in ("initializer", "sparse_initializer"):
                 continue
-            for inner in value if field.is_repeated else (value,):
-                _check_text(inner)
-        for tensor in getattr(message, "initializer", ()):
-            tensor.name  # noqa: B018 (the access is the check)
+            values = value if field.is_repeated else (value,)
+            if field.message_type is not None:
+                for inner in values:
+                    _check_text(inner)
+            elif field.type == field.TYPE_STRING:
+                names += values
     except UnicodeDecodeError as error:
-        raise GraphError("a name in it is no text: the file is damaged; export again") from error
+        raise GraphError(f"{_NO_TEXT} ({error.object[:40]!r})") from error
+    for name in names:
+        if not isinstance(name, str):  # how protobuf hands out what it cannot decode
+            raise GraphError(f"{_NO_TEXT} ({name[:40]!r})")
+
+
+_NO_TEXT = "a name in it is no text: the file is damaged, export again"
 
 
 def _check_opsets(model: onnx.ModelProto) -> None:

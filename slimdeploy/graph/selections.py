@@ -75,7 +75,7 @@ def _ranges(work: Work, node: Node) -> dict[int, tuple[int, int, int]]:
     shape = work.facts.shapes.get(node.inputs[0].name, ())
     if not shape or not all(is_constant(tensor) for tensor in given):
         return {}
-    columns = [[int(i) for i in tensor.values] for tensor in given]
+    columns = [[int(i) for i in np.ravel(tensor.values)] for tensor in given]
     axes = columns[2] if len(columns) > 2 else list(range(len(columns[0])))
     steps = columns[3] if len(columns) > 3 else [1] * len(axes)
     return {
