@@ -48,27 +48,24 @@ def selection(
     pool = options.pool_kept
     passes = [
         *permuted,
-        *_own_picks(options),
         SplitProjections(keep, pool_kept=pool),
         SelectTokens(keep, options.select, pool_kept=pool),
-        *_end(blocks, options),
+        *_rest(blocks, options),
     ]
     return Selection(passes, "lifetime" if permuted else "position")
 
 
 def no_selection(blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
     """The same for a graph of which every token stays."""
-    return [*_own_picks(options), *_end(blocks, options)]
+    return _rest(blocks, options)
 
 
-def _own_picks(options: GraphOptions) -> list[Pass]:
-    return [StaticPicks(options.select, slices="Slice" not in options.forbid_ops)]
-
-
-def _end(blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
+def _rest(blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
+    # After the selections: a token picked by a product is one that no selection can move past.
+    picks = StaticPicks(options.select, slices="Slice" not in options.forbid_ops)
     if options.prefix_blocks is None:
-        return []
-    return [EndAt(stream_after(blocks, options.prefix_blocks).name)]
+        return [picks]
+    return [EndAt(stream_after(blocks, options.prefix_blocks).name), picks]
 
 
 def _order(
