@@ -37,7 +37,7 @@ def verify_dense(check: Check, as_json: bool) -> None:
         GateError: if anything differs; the message names the first stream that does and the worst.
         InputError: if a file cannot be read, or schedule and dense file do not fit.
     """
-    from slimdeploy.measure.proof import TOLERANCES, prove
+    from slimdeploy.measure.proof import TOLERANCES
 
     start = perf_counter()
     check_writable(check.output, *check.files.values())
@@ -45,13 +45,7 @@ def verify_dense(check: Check, as_json: bool) -> None:
     weights = _coarsest_weights(dense, slim)
     tolerance = check.tolerance or TOLERANCES[weights]
     problem = _structure_problem(check, slim, dense)
-    proofs: dict[str, Proof] = {}
-    try:
-        pair = _pair(check, dense, slim)
-        for kind, batches in _image_sets(check, dense, pair).items():
-            proofs[kind] = prove(pair, batches, tolerance, check.threads)
-    except GateError as error:
-        problem = problem or str(error)
+    proofs, problem = _compare(check, dense, slim, tolerance, problem)
     passed = not problem and all(proof.passed for proof in proofs.values())
     record = {
         "format": 1,
@@ -86,24 +80,52 @@ def _structure_problem(check: Check, slim: onnx.ModelProto, dense: onnx.ModelPro
     from slimdeploy.graph import check_graph
 
     counts = None
-    if check.schedule is not None:
-        have = check.schedule.counts
-        counts = list(zip(have, [check.schedule.model.tokens, *have], strict=False))
-        counts = counts[: _cut_after(slim, len(counts))]
     try:
+        if check.schedule is not None:
+            have = check.schedule.counts
+            counts = list(zip(have, [check.schedule.model.tokens, *have], strict=False))
+            counts = counts[: _blocks_to_compare(check, slim, len(counts))]
         check_graph(slim, counts, dense)
     except GraphError as error:
         return str(error)
     return None
 
 
-def _cut_after(slim: onnx.ModelProto, depth: int) -> int:
-    """How many blocks a probe has, which ends in the residual stream; else all of them."""
+def _blocks_to_compare(check: Check, slim: onnx.ModelProto, depth: int) -> int:
+    """All blocks, or for a probe, which ends in the residual stream, those that it has."""
     from slimdeploy.graph.probes import find_probes, inlined
 
     if [value.name for value in slim.graph.output] != ["stream"]:
         return depth
-    return len(find_probes(inlined(slim)))
+    blocks = len(find_probes(inlined(slim)))
+    check.notes.append(f"a probe of {blocks} of {depth} blocks: what follows was not compared")
+    return blocks
+
+
+def _compare(
+    check: Check,
+    dense: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    tolerance: float,
+    problem: str | None,
+) -> tuple[dict[str, Proof], str | None]:
+    """What the numbers say, as far as they can be had, and the first problem there is."""
+    from slimdeploy.measure.proof import prove
+
+    proofs: dict[str, Proof] = {}
+    try:
+        pair = _pair(check, dense, slim)
+    except GateError as error:
+        return proofs, problem or str(error)
+    try:
+        for kind, batches in _image_sets(check, dense, pair).items():
+            proofs[kind] = prove(pair, batches, tolerance, check.threads)
+    except GateError as error:
+        problem = problem or str(error)
+    except InputError:  # a graph known to be broken may well not run
+        if problem is None:
+            raise
+    return proofs, problem
 
 
 def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair:
