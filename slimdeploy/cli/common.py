@@ -120,6 +120,11 @@ def onnx_logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate(parts)[: len(images)]
 
 
+def separated(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Names given one by one, or several in a word with commas between."""
+    return tuple(name for word in words for name in word.split(",") if name)
+
+
 def summary(schedule: KeepSchedule) -> dict[str, Any]:
     """What a program wants to know of a schedule."""
     return {

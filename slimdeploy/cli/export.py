@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimdeploy.cli.common import show
+from slimdeploy.cli.common import separated, show
 from slimdeploy.cli.export_stage import Stage
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable
@@ -57,7 +57,7 @@ def export(
             (a product with a constant matrix).
         optimize: rewrite the graph to compute the same with less work; do so to the dense one too
             when you compare.
-        forbid_op: fail if one of these operators remains, as Gather.
+        forbid_op: fail if one of these operators remains, as Gather,GatherND.
         fixed_batch: write this batch size into the graph.
         input_layout: nhwc takes images as [B, H, W, C].
         prefix_blocks: end the graph after so many blocks: a probe for a compiler.
@@ -77,7 +77,7 @@ def export(
         json: print the result as JSON.
     """
     options = GraphOptions(
-        select, optimize, forbid_op, fixed_batch, input_layout, prefix_blocks, pool_kept
+        select, optimize, separated(forbid_op), fixed_batch, input_layout, prefix_blocks, pool_kept
     )
     if lossless and keep_schedule is not None:
         raise InputError("--lossless takes no --keep-schedule: it drops nothing that is read")
@@ -88,7 +88,7 @@ def export(
         from slimdeploy.cli.export_onnx import export_file
 
         _refuse("--onnx", model=model, checkpoint=checkpoint, img_size=img_size)
-        result = export_file(stage, path, outputs, output)
+        result = export_file(stage, path, separated(outputs), output)
     else:
         from slimdeploy.cli.export_torch import TorchExport, export_timm
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from slimdeploy.cli.common import show, summary, summary_table
+from slimdeploy.cli.common import separated, show, summary, summary_table
 from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes
 from slimdeploy.manifest import read_manifest
@@ -31,7 +31,7 @@ def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) ->
     if file.suffix == ".onnx":
         from slimdeploy.cli.inspect_graph import graph_report
 
-        result, table = graph_report(file, outputs)
+        result, table = graph_report(file, separated(outputs))
     elif file.suffix == ".json":
         result, table = _record(file)
     else:

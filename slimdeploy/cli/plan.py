@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimdeploy import __version__
-from slimdeploy.cli.common import command_line, show, summary, summary_table, weights_file
+from slimdeploy.cli.common import (
+    command_line,
+    separated,
+    show,
+    summary,
+    summary_table,
+    weights_file,
+)
 from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
@@ -61,7 +68,7 @@ def plan(
     check_writable(output, checkpoint, onnx)
     if onnx is not None:
         _only_timm(model=model, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size)
-        geometry, preprocessing = _of_file(onnx, outputs)
+        geometry, preprocessing = _of_file(onnx, separated(outputs))
         given = _given(geometry, mean, std, interpolation, crop_pct)
         preprocessing = given or preprocessing
     elif model is not None:
