@@ -50,22 +50,22 @@ def selection(
         *permuted,
         SplitProjections(keep, pool_kept=pool),
         SelectTokens(keep, options.select, pool_kept=pool),
-        *_rest(blocks, options),
+        *_rest(work, blocks, options),
     ]
     return Selection(passes, "lifetime" if permuted else "position")
 
 
-def no_selection(blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
+def no_selection(work: Work, blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
     """The same for a graph of which every token stays."""
-    return _rest(blocks, options)
+    return _rest(work, blocks, options)
 
 
-def _rest(blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
+def _rest(work: Work, blocks: Sequence[Block], options: GraphOptions) -> list[Pass]:
     # After the selections: a token picked by a product is one that no selection can move past.
     picks = StaticPicks(options.select, slices="Slice" not in options.forbid_ops)
     if options.prefix_blocks is None:
         return [picks]
-    return [EndAt(stream_after(blocks, options.prefix_blocks).name), picks]
+    return [EndAt(stream_after(work, blocks, options.prefix_blocks).name), picks]
 
 
 def _order(

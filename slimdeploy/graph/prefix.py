@@ -6,22 +6,34 @@ from collections.abc import Sequence
 
 from slimdeploy.errors import InputError
 from slimdeploy.graph.blocks import Block
-from slimdeploy.graph.work import Node, Tensor, is_constant, node_error, producer
+from slimdeploy.graph.work import Node, Tensor, Work, is_constant, node_error, producer
 
 
-def entering_stream(block: Block) -> Tensor:
-    """The residual stream that enters `block`: what its attention is added to.
+def entering_stream(work: Work, block: Block) -> Tensor:
+    """The residual stream that enters `block`.
+
+    That is what the attention is computed from and added to: the other operand of the first Add
+    behind the attention whose other operand the attention depends on. Where attention and MLP run
+    side by side, their sum comes before that Add.
 
     Raises:
-        GraphError: if both operands of that Add depend on the block's attention.
+        GraphError: if there is no such Add.
     """
-    for tensor in block.add.inputs:
-        if not is_constant(tensor) and not _depends(tensor, block.anchor):
-            return tensor
+    shape = work.facts.shape(block.stream.name)
+    before = _ancestors(block.anchor)
+    behind = {tensor.name for tensor in block.anchor.outputs}
+    for node in work.graph.nodes:
+        if not any(tensor.name in behind for tensor in node.inputs):
+            continue
+        behind.update(tensor.name for tensor in node.outputs)
+        for tensor in node.inputs if node.op == "Add" else []:
+            fits = tensor.name in before and work.facts.shapes.get(tensor.name) == shape
+            if fits and not is_constant(tensor):
+                return tensor
     raise node_error(block.add, "adds the block's attention to nothing that enters the block")
 
 
-def stream_after(blocks: Sequence[Block], count: int) -> Tensor:
+def stream_after(work: Work, blocks: Sequence[Block], count: int) -> Tensor:
     """The residual stream behind the first `count` blocks, as it enters the next one.
 
     Raises:
@@ -31,18 +43,16 @@ def stream_after(blocks: Sequence[Block], count: int) -> Tensor:
         raise InputError(
             f"--prefix-blocks {count}: the graph has {len(blocks)} blocks; give fewer than that"
         )
-    return entering_stream(blocks[count])
+    return entering_stream(work, blocks[count])
 
 
-def _depends(tensor: Tensor, anchor: Node) -> bool:
-    """Whether `tensor` is computed from the output of `anchor`."""
-    waiting, seen = [tensor], {tensor.name}
+def _ancestors(anchor: Node) -> set[str]:
+    """The names of all tensors that `anchor` is computed from."""
+    waiting, seen = [anchor], set[str]()
     while waiting:
-        node = producer(waiting.pop())
-        if node is anchor:
-            return True
-        for other in node.inputs if node else []:
-            if other.name not in seen:
-                seen.add(other.name)
-                waiting.append(other)
-    return False
+        for tensor in waiting.pop().inputs:
+            if tensor.name not in seen:
+                seen.add(tensor.name)
+                if (maker := producer(tensor)) is not None:
+                    waiting.append(maker)
+    return seen

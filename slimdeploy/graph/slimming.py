@@ -18,6 +18,7 @@ from slimdeploy.graph.optimize import optimizations
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes import (
     CanonicalReshape,
+    DropIdleMasks,
     FoldConstants,
     LazyBroadcast,
     Pass,
@@ -115,7 +116,7 @@ def dense_graph(
         options = options or GraphOptions()
         work = prepared(model, options)
         blocks, misses = find_blocks(work)
-        run([*no_selection(blocks, options), *_written(options), Tidy()], work)
+        run([*no_selection(work, blocks, options), *_written(options), Tidy()], work)
         return _finished(work, model, options, misses)
 
 
@@ -146,7 +147,8 @@ def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Wor
     if opset < _OLDEST_OPSET:
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
     work = Work.of(model)
-    run([*input_passes(options), FoldConstants(), LazyBroadcast(), CanonicalReshape()], work)
+    canonical = [FoldConstants(), LazyBroadcast(), DropIdleMasks(), CanonicalReshape()]
+    run([*input_passes(options), *canonical], work)
     unflatten(work)
     return work
 

@@ -33,7 +33,7 @@ class PermuteTokens(Pass):
         if is_identity(self.order, len(self.order)):
             return
         first = find_blocks(work)[0][0]
-        stream = entering_stream(first)
+        stream = entering_stream(work, first)
         planned = plan(work, stream, first.axis, self.order)  # refuses before anything is changed
         self._reorder_operands(work, planned)
         for node, index in planned.picks:
