@@ -21,9 +21,12 @@ def structure(model: onnx.ModelProto) -> onnx.ModelProto:
     rest = onnx.ModelProto()
     copy_fields(model, rest, {"graph"})
     copy_fields(model.graph, rest.graph, {"initializer", "input"})
-    stored = {tensor.name: hold(tensor) for tensor in model.graph.initializer}
-    rest.graph.input.extend(value for value in model.graph.input if value.name not in stored)
-    return declare(rest, stored)
+    names = {tensor.name for tensor in model.graph.initializer}
+    rest.graph.input.extend(value for value in model.graph.input if value.name not in names)
+    words = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.STRING]
+    rest.graph.initializer.extend(words)
+    numbers = [t for t in model.graph.initializer if t.data_type != onnx.TensorProto.STRING]
+    return declare(rest, {tensor.name: hold(tensor) for tensor in numbers})
 
 
 def declare(model: onnx.ModelProto, constants: Mapping[str, Held]) -> onnx.ModelProto:
