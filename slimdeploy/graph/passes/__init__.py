@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slimdeploy.graph.passes.base import Pass, run
 from slimdeploy.graph.passes.canonical_reshape import CanonicalReshape
+from slimdeploy.graph.passes.drop_idle_masks import DropIdleMasks
 from slimdeploy.graph.passes.fold_constants import FoldConstants
 from slimdeploy.graph.passes.lazy_broadcast import LazyBroadcast
 from slimdeploy.graph.passes.select_tokens import SelectTokens
@@ -13,6 +14,7 @@ from slimdeploy.graph.passes.unflatten_tokens import UnflattenTokens
 
 __all__ = [
     "CanonicalReshape",
+    "DropIdleMasks",
     "FoldConstants",
     "LazyBroadcast",
     "Pass",

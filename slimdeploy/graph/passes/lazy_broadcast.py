@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from slimdeploy.graph.axes.elementwise import ELEMENTWISE
 from slimdeploy.graph.axes.relation import Shape
 from slimdeploy.graph.passes.base import Pass
@@ -25,16 +27,26 @@ class LazyBroadcast(Pass):
     def call(self, work: Work) -> None:
         dropped = False
         for node in list(work.graph.nodes):
-            if node.op == "Expand" and is_constant(node.inputs[0]) and self._is_idle(work, node):
-                replace_uses(node.outputs[0], node.inputs[0])
-                dropped = True
+            expanded = work.facts.shapes.get(node.outputs[0].name)
+            if node.op == "Expand" and is_constant(node.inputs[0]) and expanded is not None:
+                dropped = _bypass(work, node, expanded) or dropped
         if dropped:
             work.refresh()
             FoldConstants().call(work)
 
-    def _is_idle(self, work: Work, node: Node) -> bool:
-        stored = tuple(node.inputs[0].values.shape)
-        return _may_shrink(work, node.outputs[0], stored)
+
+def _bypass(work: Work, node: Node, expanded: Shape) -> bool:
+    """Let the consumers of an Expand read its constant, if need be with all axes but the batch."""
+    target, stored = node.outputs[0], node.inputs[0]
+    if _may_shrink(work, target, tuple(stored.values.shape)):
+        replace_uses(target, stored)
+        return True
+    whole = tuple(1 if size < 0 else size for size in expanded)
+    if whole == expanded or not _may_shrink(work, target, whole):
+        return False
+    values = np.ascontiguousarray(np.broadcast_to(stored.values, whole))
+    replace_uses(target, work.constant(f"{stored.name}.whole", values))
+    return True
 
 
 def _may_shrink(work: Work, tensor: Tensor, small: Shape) -> bool:
@@ -46,6 +58,8 @@ def _may_shrink(work: Work, tensor: Tensor, small: Shape) -> bool:
     if not tensor.outputs or any(tensor is output for output in work.graph.outputs):
         return False
     for consumer in tensor.outputs:
+        if consumer.op == "Attention" and _is_mask(work, consumer, tensor, small):
+            continue
         if consumer.op not in ELEMENTWISE:
             return False
         shapes = [work.facts.shapes.get(other.name) for other in consumer.inputs]
@@ -60,6 +74,12 @@ def _may_shrink(work: Work, tensor: Tensor, small: Shape) -> bool:
         if result != before and not _may_shrink(work, consumer.outputs[0], result):
             return False
     return True
+
+
+def _is_mask(work: Work, node: Node, tensor: Tensor, small: Shape) -> bool:
+    """Whether `tensor` is only a mask of Attention, which needs all rows but not all batches."""
+    uses = [index for index, other in enumerate(node.inputs) if other is tensor]
+    return uses == [3] and small[-2:] == work.facts.shape(tensor.name)[-2:]
 
 
 def _broadcast(shapes: list[Shape]) -> Shape:
