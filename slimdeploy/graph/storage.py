@@ -114,16 +114,20 @@ def save_model(
     data = path.with_name(path.name + ".data")
     stale = data.is_file() and data.name in _files_named(path)
     size = sum(_size(tensor) for tensor in model.graph.initializer)
-    if size + _rest(model).ByteSize() <= limit:
-        with atomic_path(path) as temporary:
-            _write_message(model, temporary)
-        if stale:
-            data.unlink()
-        return
-    if data.exists() and not stale:
+    outside = size + _rest(model).ByteSize() > limit
+    if outside and data.exists() and not stale:
         raise InputError(f"{data}: is not {path.name}'s own; remove it or choose another --output")
-    with atomic_path(path) as model_path, atomic_path(data) as data_path:
-        _write_message(_moved_outside(model, data_path, data.name, inside), model_path)
+    try:
+        if outside:
+            with atomic_path(path) as model_path, atomic_path(data) as data_path:
+                _write_message(_moved_outside(model, data_path, data.name, inside), model_path)
+        else:
+            with atomic_path(path) as temporary:
+                _write_message(model, temporary)
+            if stale:
+                data.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some room") from error
 
 
 def _files_named(path: Path) -> set[str]:
