@@ -8,8 +8,10 @@ Code map:
     blocks          transformer blocks and token axes, by structure
     flow            which tokens each tensor holds and is asked for
     rewrite, emit   single nodes on fewer tokens; how a selection is written
+    forms           which passes the options on selection and on inputs and outputs ask for
+    orders          what changes with another order of the tokens; prefix says where blocks begin
     passes/         the rewrites in order, and their runner
-    postconditions  what must hold of the result
+    postconditions  what must hold of the result; selections and forbid are parts of it
 """
 
 from __future__ import annotations

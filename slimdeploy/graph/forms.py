@@ -8,7 +8,6 @@ from typing import NamedTuple
 from slimdeploy.graph.axes import Ids
 from slimdeploy.graph.blocks import Block, all_ids
 from slimdeploy.graph.emit import is_identity
-from slimdeploy.graph.flow import trace
 from slimdeploy.graph.keep import lifetime_order
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes.base import Pass
@@ -40,7 +39,7 @@ def selection(
     work: Work, blocks: Sequence[Block], keep: Sequence[Ids] | None, options: GraphOptions
 ) -> Selection:
     """Select `keep` (None: only what the head reads), written as `options.select` says."""
-    order = _order(work, blocks, keep, options)
+    order = _order(blocks, keep, options)
     permuted: list[Pass] = []
     if not is_identity(order, len(order)):
         permuted = [PermuteTokens(order, "one-hot" if "Gather" in options.forbid_ops else "gather")]
@@ -68,15 +67,12 @@ def _rest(work: Work, blocks: Sequence[Block], options: GraphOptions) -> list[Pa
     return [EndAt(stream_after(work, blocks, options.prefix_blocks).name), picks]
 
 
-def _order(
-    work: Work, blocks: Sequence[Block], keep: Sequence[Ids] | None, options: GraphOptions
-) -> Ids:
-    """The order in which every block keeps a prefix; that of the ids where none is asked for."""
-    tokens = all_ids(blocks[0].keys)
-    if options.select != "slice":
-        return tokens
-    if keep is None:
-        last = blocks[-1]
-        read = trace(work, blocks, None).computed[last.stream.name, last.axis]
-        keep = [*([tokens] * (len(blocks) - 1)), read]
-    return lifetime_order(keep, len(tokens))
+def _order(blocks: Sequence[Block], keep: Sequence[Ids] | None, options: GraphOptions) -> Ids:
+    """The order in which every block keeps a prefix; that of the ids where none is asked for.
+
+    Without a schedule only the last block selects, and what a head reads is a prefix as a rule.
+    """
+    tokens = blocks[0].keys
+    if options.select != "slice" or keep is None:
+        return all_ids(tokens)
+    return lifetime_order(keep, tokens)

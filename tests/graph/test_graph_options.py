@@ -13,12 +13,14 @@ from onnx.reference import ReferenceEvaluator
 
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.graph import GraphOptions, check_graph, dense_graph, lossless_graph, slim_graph
+from slimdeploy.graph.blocks import find_blocks
 from slimdeploy.graph.keep import token_order
 from slimdeploy.graph.options import Select
 from slimdeploy.graph.passes import Pass, run
 from slimdeploy.graph.passes.end_at import EndAt
 from slimdeploy.graph.passes.fix_batch import FixBatch
 from slimdeploy.graph.passes.input_layout import ChannelsLast
+from slimdeploy.graph.prefix import entering_stream
 from slimdeploy.graph.work import Work
 from tests.graph.exports import DEPTH, EXPORTERS, build, export
 from tests.graph.reference import Floats, compact, random_keep
@@ -149,7 +151,7 @@ def test_channels_last_puts_a_transpose_before_the_convolution() -> None:
         w=np.ones((2, 3, 4, 4), np.float32),
     )
     work = after(dense, ChannelsLast())
-    assert lines(work) == ["x.nchw.1 = Transpose(x)", "y = Conv(x.nchw.1, w)"]
+    assert lines(work) == ["x.nchw = Transpose(x)", "y = Conv(x.nchw, w)"]
     assert dims(work.export().graph.input[0]) == ["B", 8, 8, 3]
 
 
@@ -260,6 +262,19 @@ def test_prefixes_of_dense_and_lossless_are_the_same() -> None:
         for block in model_of.blocks[:2]:
             stream = block(stream)
     assert error(first, stream.numpy()) <= TOLERANCE
+
+
+def test_the_stream_that_enters_a_block_with_attention_and_mlp_side_by_side() -> None:
+    """Their sum comes first, so the operand beside the attention is the MLP, not the stream."""
+    body = """
+        h = LayerNormalization(x, g) t = Transpose<perm=[0, 2, 1]>(h) s = MatMul(h, t)
+        p = Softmax(s) a = MatMul(p, h) m = MatMul(h, w) b = Add(a, m) y = Add(x, b)
+    """
+    constants = {"g": np.ones(4, np.float32), "w": np.ones((4, 4), np.float32)}
+    work = Work.of(model("float[B,6,4] x => float[B,6,4] y", body, **constants))
+    block = find_blocks(work)[0][0]
+    assert block.stream.name == "b"
+    assert entering_stream(work, block).name == "x"
 
 
 @pytest.mark.parametrize("count", [DEPTH, DEPTH + 1])

@@ -36,14 +36,14 @@ class ChannelsLast(Pass):
         batch, channels, height, width = old.shape
         if channels not in _CHANNELS and width in _CHANNELS:
             raise InputError(f"--input-layout nhwc: input '{old.name}' is [B, H, W, C] already")
-        name, old.name = old.name, work.fresh(f"{old.name}.nchw")
-        image = gs.Variable(name, old.dtype, [batch, height, width, channels])
+        image = gs.Variable(old.name, old.dtype, [batch, height, width, channels])
         work.graph.inputs[index] = image
         for node in list(old.outputs):
             if node.op == "Transpose":
                 _join(node, image)
         if old.outputs:
-            replace_uses(old, work.add("Transpose", old.name, [image], perm=list(_TO_NCHW)))
+            turned = work.add("Transpose", f"{old.name}.nchw", [image], perm=list(_TO_NCHW))
+            replace_uses(old, turned)
 
 
 def _join(node: Node, image: Tensor) -> None:
