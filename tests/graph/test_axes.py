@@ -7,7 +7,8 @@ import pytest
 
 from slimdeploy.graph.axes import RULES
 from slimdeploy.graph.axes.layout import factor_groups
-from tests.graph.text import links, reason
+from slimdeploy.graph.work import Work
+from tests.graph.text import links, model, reason
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ from tests.graph.text import links, reason
             "axes = Constant<value_ints=[1]>() y = ReduceSum(a, axes)",
             "y0=a0 y2=a2",
         ),
+        ("float[2,8,5] a => float[2,8,1] y", "y = GlobalAveragePool(a)", "y0=a0 y1=a1"),
     ],
 )
 def test_products_norms_and_reductions(signature: str, body: str, expected: str) -> None:
@@ -181,3 +183,13 @@ def test_what_stops_an_axis_says_why(signature: str, body: str, opset: int, expe
 def test_every_rule_is_an_operator_of_onnx() -> None:
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
     assert set(RULES) <= known
+
+
+@pytest.mark.parametrize(
+    ("op", "axes"), [("Softmax(a)", [2]), ("ReduceMean(a, x)", [1]), ("ReduceSum(a, x)", [])]
+)
+def test_what_takes_a_mean_is_told_from_other_sums(op: str, axes: list[int]) -> None:
+    size = "2,5,8" if "Softmax" in op else "2,1,8"
+    work = Work.of(model(f"float[2,5,8] a => float[{size}] y", f"y = {op}", x=[1]))
+    pools = work.relation(work.graph.nodes[-1]).pools
+    assert [port.axis for port in pools] == axes

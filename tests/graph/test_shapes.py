@@ -68,3 +68,10 @@ def test_an_operator_without_a_schema_leaves_a_reason() -> None:
     facts = infer(model("float[2,3] x => float[2,3] y", "y = some.domain.Odd(x)"))
     with pytest.raises(GraphError, match="shape of tensor 'y' is unknown: No schema"):
         facts.shape("y")
+
+
+def test_an_operator_of_which_onnx_infers_nothing_keeps_its_shape() -> None:
+    body = "y = GroupNormalization<num_groups=2>(x, scale, bias)"
+    ones = np.ones(4, np.float32)
+    facts = infer(model("float[B,4,3] x => float[B,4,3] y", body, 21, scale=ones, bias=ones))
+    assert facts.shapes["y"] == (-1, 4, 3)
