@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from slimdeploy.errors import InputError
 
@@ -18,7 +18,8 @@ class GraphOptions:
     Attributes:
         select: how a selection of tokens is written: a Gather of constant indices; one
             permutation of the tokens at the input and prefixes after it; a Slice for every run of
-            neighbours, joined by Concat; a product with a constant one-hot matrix.
+            neighbours, joined by Concat; a product with a constant one-hot matrix (exact for finite
+            values; an infinite one would spoil its neighbours).
         optimize: apply the rewrites that compute the same with less work (`graph/optimize/`).
         forbid_ops: operators that must not be in the result, as ("Gather",).
         fixed_batch: write this batch size into the graph.
@@ -38,6 +39,12 @@ class GraphOptions:
     pool_kept: bool = False
 
     def __post_init__(self) -> None:
+        for name, known in (("select", get_args(Select)), ("input_layout", get_args(InputLayout))):
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value}: is none of {', '.join(known)}"
+                )
         for name in ("fixed_batch", "prefix_blocks"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -52,6 +52,12 @@ def evaluate(graph: onnx.ModelProto, image: Floats) -> Floats:
     return result
 
 
+@pytest.mark.parametrize(("name", "value"), [("select", "scatter"), ("input_layout", "chwn")])
+def test_a_choice_that_is_none(name: str, value: str) -> None:
+    with pytest.raises(InputError, match=rf"--{name.replace('_', '-')} {value}: is none of "):
+        GraphOptions(**{name: value})  # type: ignore[arg-type]
+
+
 # Forbidden operators
 
 
