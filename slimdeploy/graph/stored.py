@@ -52,8 +52,11 @@ class StoredConstant(gs.Constant):  # type: ignore[misc]
 Held: TypeAlias = Array | StoredValues
 
 
-def hold(tensor: onnx.TensorProto) -> Held:
+def hold(tensor: onnx.TensorProto, check: bool = True) -> Held:
     """A stored tensor's numbers: read at once if they are few.
+
+    Args:
+        check: count the bytes of what is not read at once; that copies them for a moment.
 
     Raises:
         GraphError: if its bytes do not fit its shape and type.
@@ -63,7 +66,7 @@ def hold(tensor: onnx.TensorProto) -> Held:
     if math.prod(tensor.dims) <= SMALL:
         return tensor_values(tensor)
     held = StoredValues(tensor)
-    if not is_outside(tensor) and (not tensor.raw_data or len(tensor.raw_data) != held.nbytes):
+    if check and not is_outside(tensor) and len(tensor.raw_data) != held.nbytes:
         tensor_values(tensor)  # raises, unless the numbers lie in a field of their own type
     return held
 

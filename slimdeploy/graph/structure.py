@@ -26,7 +26,7 @@ def structure(model: onnx.ModelProto) -> onnx.ModelProto:
     words = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.STRING]
     rest.graph.initializer.extend(words)
     numbers = [t for t in model.graph.initializer if t.data_type != onnx.TensorProto.STRING]
-    return declare(rest, {tensor.name: hold(tensor) for tensor in numbers})
+    return declare(rest, {tensor.name: hold(tensor, check=False) for tensor in numbers})
 
 
 def declare(model: onnx.ModelProto, constants: Mapping[str, Held]) -> onnx.ModelProto:
