@@ -38,6 +38,7 @@ from slimdeploy.graph.optimize import (
     FoldScale,
     FoldValueBias,
     Gemm2D,
+    MergedHeads,
 )
 from slimdeploy.graph.passes import Pass, SplitProjections, Tidy, run
 from slimdeploy.graph.slimming import prepared
@@ -85,13 +86,16 @@ def _separate() -> list[Pass]:
 
 
 def _folded() -> list[Pass]:
-    return [*_separate(), FoldScale(), DropKeyBias(), FoldValueBias()]
+    return [*_separate(), DropKeyBias(), FoldValueBias()]
 
 
 REWRITES = {
     "ErfGelu": Rewrite("dynamo 18", lambda: [ErfGelu()]),
     "SplitProjections": Rewrite("dynamo 20", _separate),
     "FoldScale": Rewrite("dynamo 20", lambda: [FoldScale()], _separate),
+    "FoldScale of two roots": Rewrite(
+        "dynamo 18, fused attention", lambda: [FoldScale()], _separate
+    ),
     "DropKeyBias, FoldValueBias": Rewrite(
         "dynamo 20", lambda: [DropKeyBias(), FoldValueBias()], _separate
     ),
@@ -99,9 +103,10 @@ REWRITES = {
     "Gemm2D": Rewrite("dynamo 20", lambda: [Gemm2D()], _folded),
     "Gemm2D of the whole stream": Rewrite("dynamo 20", lambda: [Gemm2D(stream=True)], _folded),
     "AttentionOp": Rewrite("dynamo 23", lambda: [AttentionOp()], _separate),
-    "AttentionOp, not FoldScale": Rewrite(
-        "dynamo 23", lambda: [*_separate(), AttentionOp()], lambda: [*_separate(), FoldScale()]
+    "AttentionOp, MergedHeads": Rewrite(
+        "dynamo 23", lambda: [AttentionOp(), MergedHeads()], _separate
     ),
+    "MergedHeads": Rewrite("dynamo 23, fused attention", lambda: [MergedHeads()], _separate),
 }
 
 

@@ -40,7 +40,8 @@ class AttentionOp(Optimization):
         scores = Scores.of(work, block)
         product = weighted_sum(work, block)
         masks = [node for node in scores.steps if node.op == "Add"]
-        reason = scores.obstacle or _unfit(work, block, product, masks, scores.steps)
+        reason = scores.obstacle or _unfit(work, block, scores, masks)
+        reason = "its weights are changed after the softmax" if product is None else reason
         if product is None or reason:
             self.leave(block.anchor, reason)
             return
@@ -50,30 +51,30 @@ class AttentionOp(Optimization):
         scale = math.prod([*on_query, *on_key, *on_scores])
         inputs = [query, _untransposed(work, key), block.value]
         if masks:
-            inputs.append(next(t for t in masks[0].inputs if t is not _before(scores, masks[0])))
+            inputs.append(_mask(scores, masks[0]))
         stem = f"{block.anchor.name or block.anchor.outputs[0].name}.attention"
         bypass(work, product, work.add("Attention", stem, inputs, scale=scale))
 
 
-def _unfit(
-    work: Work, block: Block, product: Node | None, masks: list[Node], steps: list[Node]
-) -> str:
+def _unfit(work: Work, block: Block, scores: Scores, masks: list[Node]) -> str:
     """Why these nodes are not what one Attention computes."""
-    if product is None:
-        return "its weights are changed after the softmax"
-    if any(len(work.facts.shape(t.name)) != 4 for t in (block.query, block.key, block.value)):
-        return "its queries are not [batch, heads, tokens, features]"
+    operands = [work.facts.shape(t.name) for t in (block.query, block.key, block.value)]
+    if any(len(shape) != 4 or shape[0] != operands[0][0] for shape in operands):
+        return "its queries, keys and values are not all [batch, heads, tokens, features]"
     if len(masks) > 1:
         return "more than one thing is added to its scores"
-    if masks and steps[-1] is not masks[0]:
+    if masks and scores.steps[-1] is not masks[0]:
         return "its scores are scaled after something is added to them"
+    if masks and work.facts.shape(_mask(scores, masks[0]).name)[-2:] != (block.queries, block.keys):
+        return "what is added to its scores is not [queries, keys]"
     return ""
 
 
-def _before(scores: Scores, add: Node) -> Tensor:
-    """The operand of `add` that holds the scores."""
+def _mask(scores: Scores, add: Node) -> Tensor:
+    """What `add` adds to the scores."""
     place = next(i for i, node in enumerate(scores.steps) if node is add)
-    return (scores.steps[place - 1] if place else scores.product).outputs[0]
+    before = (scores.steps[place - 1] if place else scores.product).outputs[0]
+    return next(tensor for tensor in add.inputs if tensor is not before)
 
 
 def _unscaled(work: Work, tensor: Tensor) -> tuple[Tensor, list[float]]:

@@ -63,6 +63,10 @@ def test_an_older_opset_is_left_and_noted() -> None:
             {"scores": "s = MatMul(q, k) c = Add(s, mask) m = Add(c, mask)"},
             "more than one thing is added to its scores",
         ),
+        (
+            {"scores": "s = MatMul(q, k) m = Add(s, scale)"},
+            "what is added to its scores is not [queries, keys]",
+        ),
         ({"scores": "s = MatMul(q, k) m = Tanh(s)"}, "node 'm' (Tanh) works on its scores"),
         ({"sum": "n = Abs(w) a = MatMul(n, v)"}, "its weights are changed after the softmax"),
     ],
