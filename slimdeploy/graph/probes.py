@@ -6,7 +6,7 @@ of the file itself, so what a probe shows is what the file computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -18,6 +18,7 @@ from slimdeploy.graph.slimming import prepared
 from slimdeploy.graph.work import Node, Work, is_constant
 
 _SELECTIONS = ("Gather", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast")
+_SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def _selects(node: Node) -> bool:
     return node.op in _SELECTIONS or node.op == "Concat" or one_hot
 
 
-def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type of every tensor that onnx can tell, by name.
+def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """The type of every tensor, with its shape where onnx can tell it, by name.
 
     Weights are declared, not copied, so this is cheap for a file of any size.
     """
@@ -132,29 +133,36 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     for name, tensor in stored.items():
         value = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
         light.graph.input.append(value)
+        if tensor.data_type == onnx.TensorProto.INT64 and len(tensor.raw_data) < _SMALL:
+            light.graph.initializer.append(tensor)  # shapes, axes and bounds decide shapes
     inferred = onnx.shape_inference.infer_shapes(light)
-    values = (*inferred.graph.input, *inferred.graph.value_info)
-    return {v.name: v.type.tensor_type.elem_type for v in values}
+    return {v.name: v.type for v in (*inferred.graph.input, *inferred.graph.value_info)}
 
 
-def element_type(types: dict[str, int], name: str) -> int:
+def element_type(types: Mapping[str, onnx.TypeProto], name: str) -> int:
     """One tensor's element type.
 
     Raises:
         GraphError: if it is unknown.
     """
-    if not types.get(name):
+    if name not in types or not types[name].tensor_type.elem_type:
         raise GraphError(f"the element type of tensor '{name}' is unknown to onnx")
-    return types[name]
+    return int(types[name].tensor_type.elem_type)
 
 
 def add_outputs(model: onnx.ModelProto, work: Work, names: Iterable[str]) -> None:
-    """Let the graph give these tensors too, after its own outputs; `work` knows their shapes."""
-    types = element_types(model)
+    """Let the graph give these tensors too, after its own outputs.
+
+    Their shapes are those that the file's own nodes lead to; `work`, whose tensors may be shaped
+    otherwise, is asked only where onnx does not say.
+    """
+    types = tensor_types(model)
     given = {value.name for value in model.graph.output}
     for name in names:
         if name not in given:
             shape = [size if size >= 0 else None for size in work.facts.shape(name)]
             value = onnx.helper.make_tensor_value_info(name, element_type(types, name), shape)
+            if types[name].tensor_type.HasField("shape"):
+                value.type.CopyFrom(types[name])
             model.graph.output.append(value)
             given.add(name)

@@ -32,7 +32,7 @@ class Spot:
         point: after its attention, or after its MLP (what the next block or the head reads).
         dense: name of the tensor in the reference, which holds every token.
         slim: name of the tensor in the graph that is judged.
-        axis: the token axis of both.
+        axis: the token axis of both, where they are no matrices of all images' tokens.
         ids: the tokens that `slim` holds, in its order.
     """
 
@@ -101,22 +101,23 @@ class BlockParity:
     Example:
         >>> parity = BlockParity(spots)
         >>> for images in batches:
-        ...     parity.add(reference(images), slim(images))
+        ...     parity.add(len(images), reference(images), slim(images))
         >>> parity.results(2e-5)
     """
 
     def __init__(self, spots: Sequence[Spot]) -> None:
         self._extremes = [_Extremes(spot) for spot in spots]
 
-    def add(self, dense: Mapping[str, Array], slim: Mapping[str, Array]) -> None:
-        """Take in one batch: the tensors of both graphs by name.
+    def add(self, images: int, dense: Mapping[str, Array], slim: Mapping[str, Array]) -> None:
+        """Take in one batch of so many images: the tensors of both graphs by name.
 
         Raises:
             GateError: if a stream does not hold the tokens that it should.
         """
         for extremes in self._extremes:
             spot = extremes.spot
-            extremes.add(dense[spot.dense], slim[spot.slim])
+            reference = _rows(dense[spot.dense], spot.axis, images)[:, list(spot.ids)]
+            extremes.add(reference, _rows(slim[spot.slim], spot.axis, images))
 
     def results(self, tolerance: float) -> list[StreamParity]:
         """The verdict on each stream, in the order of computation."""
@@ -132,9 +133,7 @@ class _Extremes:
     worst_token: int = -1
     finite: bool = True
 
-    def add(self, dense: Array, slim: Array) -> None:
-        reference = _rows(dense, self.spot.axis)[:, list(self.spot.ids)]
-        rows = _rows(slim, self.spot.axis)
+    def add(self, reference: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
         if rows.shape != reference.shape:
             raise GateError(
                 f"block {self.spot.block} {_WORDS[self.spot.point]}: tensor '{self.spot.slim}' "
@@ -173,10 +172,12 @@ class _Extremes:
         )
 
 
-def _rows(stream: Array, axis: int) -> NDArray[np.float64]:
-    """The stream as [batch, tokens, width], whatever axes it has beside those."""
+def _rows(stream: Array, axis: int, images: int) -> NDArray[np.float64]:
+    """The stream as [image, token, width]; a matrix holds the rows of all images."""
+    if stream.ndim == 2:
+        return stream.reshape(images, -1, stream.shape[-1]).astype(np.float64)
     moved = np.moveaxis(stream, axis, 1)
-    return moved.reshape(len(moved), moved.shape[1], -1).astype(np.float64)
+    return moved.reshape(images, moved.shape[1], -1).astype(np.float64)
 
 
 def _smallest_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -169,7 +169,7 @@ def prove(pair: Pair, batches: Iterable[Array], tolerance: float, threads: int |
         for batch in batches:
             expected = infer_all(reference, batch)
             if pair.spots:
-                blocks.add(expected, infer_all(probed, batch, like=reference))
+                blocks.add(len(batch), expected, infer_all(probed, batch, like=reference))
             result = infer_all(shipped, batch, like=reference)
             for name in pair.outputs:
                 parity = _compare(name, expected[name], result[name], tolerance)

@@ -198,7 +198,7 @@ SPOT = Spot(1, "attention", "d", "s", 1, (0, 2))
 def judged(dense: np.ndarray, slim: np.ndarray, tolerance: float = 1e-3) -> StreamParity:
     parity = BlockParity([SPOT])
     for at in range(len(dense)):
-        parity.add({"d": dense[at : at + 1]}, {"s": slim[at : at + 1]})
+        parity.add(1, {"d": dense[at : at + 1]}, {"s": slim[at : at + 1]})
     return parity.results(tolerance)[0]
 
 
@@ -255,6 +255,15 @@ def test_a_reference_of_zeros_is_matched_by_zeros_only() -> None:
     assert judged(zeros, zeros[:, :2]).passed
     other = judged(zeros, zeros[:, :2] + 1e-9)
     assert (other.passed, other.relative) == (False, np.inf)
+
+
+def test_a_matrix_holds_the_tokens_of_all_images() -> None:
+    dense = np.random.default_rng(0).normal(size=(2, 3, 5))
+    parity = BlockParity([SPOT])
+    parity.add(2, {"d": dense}, {"s": dense[:, [0, 2]].reshape(4, 5)})
+    assert parity.results(1e-9)[0].passed
+    parity.add(2, {"d": dense.reshape(6, 5)}, {"s": dense[:, [2, 0]].reshape(4, 5)})
+    assert not parity.results(1e-9)[0].passed
 
 
 def test_streams_of_other_shapes_are_named() -> None:

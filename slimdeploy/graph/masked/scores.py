@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.probes import element_type, element_types
+from slimdeploy.graph.probes import element_type, tensor_types
 
 _HIDDEN = -1e30
 _HIDDEN_HALF = -3e4  # half precision ends at -65504, and a sum with real scores must not overflow
@@ -21,7 +21,7 @@ class Editor:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
-        self.types = element_types(model)
+        self.types = tensor_types(model)
         ends = (*model.graph.input, *model.graph.output, *model.graph.initializer)
         self._names = {value.name for value in ends}
         self._names |= {name for node in model.graph.node for name in (*node.output, node.name)}
