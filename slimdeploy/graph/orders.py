@@ -159,7 +159,9 @@ class _Planner:
             places = {at: j for j in range(count) if (at := link.position(j)) >= 0}
             for at, j in places.items():
                 if order[at] not in places:
-                    raise self._error(f"it takes {len(places)} positions that then hold other tokens")
+                    raise self._error(
+                        f"it takes {len(places)} positions that then hold other tokens"
+                    )
                 held[j] = places[order[at]]
         return tuple(held[j] for j in range(count))
 
