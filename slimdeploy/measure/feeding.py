@@ -69,9 +69,9 @@ def infer_all(engine: Engine, images: Array, like: Engine | None = None) -> dict
     size = info.shape[0] or len(fed)
     rows = np.resize(np.arange(len(fed)), -(-len(fed) // size) * size)
     parts = [engine.infer(fed[rows[i : i + size]]) for i in range(0, len(rows), size)]
-    return {
-        name: np.concatenate([part[name] for part in parts])[: len(images)] for name in parts[0]
-    }
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # A tensor may hold several rows for each image.
+    return {name: y[: len(y) // len(rows) * len(fed)] for name, y in whole.items()}
 
 
 def _laid_out(images: Array, wanted: TensorInfo, given: TensorInfo) -> Array:
