@@ -29,7 +29,7 @@ class AttentionOp(Optimization):
         if work.graph.opset < _ATTENTION_OPSET:
             work.notes.append(
                 f"{self.name}: opset {work.graph.opset} has no Attention operator; export with "
-                f"opset {_ATTENTION_OPSET} or later"
+                f"{_ATTENTION_OPSET} or later, or raise it with onnx.version_converter"
             )
             return
         for block in find_blocks(work)[0]:

@@ -20,7 +20,8 @@ _LONGEST = 6
 """Nodes from the Erf or Tanh to the end of the longest known form, counted generously."""
 
 _REMEDY = (
-    f"so its nodes stay, in the order that ONNX Runtime fuses; export with {_GELU_OPSET} or later"
+    "so its nodes stay, in the order that ONNX Runtime fuses; export with "
+    f"{_GELU_OPSET} or later, or raise it with onnx.version_converter"
 )
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "Add": np.add,
@@ -40,7 +41,8 @@ class ErfGelu(Optimization):
     A GELU is recognised by what it computes, not by how it is written: the nodes around an Erf
     or Tanh that depend on one tensor and on single numbers are a function of one variable, which
     is compared with GELU at 49 points from -6 to 6. Before opset 20, which has no Gelu, the five
-    nodes of an exact GELU are written in the one order that ONNX Runtime fuses.
+    nodes of an exact GELU are written in the one order that ONNX Runtime fuses. The opset itself
+    is never raised here; `onnx.version_converter.convert_version(model, 20)` does that first.
 
     Example (opset 20):
         before: d = Div(x, 1.4142); e = Erf(d); a = Add(e, 1); h = Mul(0.5, a); y = Mul(x, h)

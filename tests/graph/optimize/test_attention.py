@@ -48,7 +48,8 @@ def test_an_older_opset_is_left_and_noted() -> None:
     work = optimised(dense, AttentionOp())
     assert lines(work) == lines(optimised(dense))
     assert work.notes == [
-        "AttentionOp: opset 18 has no Attention operator; export with opset 23 or later"
+        "AttentionOp: opset 18 has no Attention operator; export with 23 or later, "
+        "or raise it with onnx.version_converter"
     ]
 
 

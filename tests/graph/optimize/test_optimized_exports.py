@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 
 from slimdeploy.graph import GraphOptions, check_graph, dense_graph, lossless_graph, slim_graph
@@ -74,7 +75,8 @@ def test_lossless_and_optimised_equals_dense() -> None:
     result = lossless_graph(dense, OPTIMIZED)
     assert [count.queries for count in result.blocks] == [17] * (DEPTH - 1) + [1]
     assert result.notes == [
-        "AttentionOp: opset 20 has no Attention operator; export with opset 23 or later"
+        "AttentionOp: opset 20 has no Attention operator; export with 23 or later, "
+        "or raise it with onnx.version_converter"
     ]
     assert error(run(result.model, images(1)), run(dense, images(1))) <= TOLERANCE
 
@@ -87,6 +89,18 @@ def test_what_is_left_of_the_model() -> None:
     assert after["Mul"] == DEPTH
     assert after["Add"] == 2 * DEPTH + 1
     assert after["Gelu"] == DEPTH
+
+
+@pytest.mark.parametrize("exporter", ["dynamo18-fused", "script17"])
+def test_a_raised_opset_brings_the_operators(exporter: str) -> None:
+    """What the notes advise: the converter first, then `optimize`."""
+    dense = export("plain", exporter, True)
+    raised = onnx.version_converter.convert_version(dense, 23)
+    result = dense_graph(raised, OPTIMIZED)
+    found = ops(result.model)
+    assert (found["Gelu"], found["Attention"], found["Erf"]) == (DEPTH, DEPTH, 0)
+    assert result.notes == []
+    assert error(run(result.model, images(3)), run(dense, images(3))) <= TOLERANCE
 
 
 def test_nothing_is_optimised_unasked() -> None:
