@@ -43,7 +43,7 @@ QUICK = (
     ("clip", "script17-eager-static", "optimize"),
     ("siglip", "dynamo23-fused", "gather"),
     ("beit", "dynamo18-eager+fp16", "gather"),
-    ("dinov3-token", "dynamo23-fused", "gather"),
+    ("dinov3-token", "dynamo23-fused", "slice"),
     ("hf-vit", "dynamo18-fused", "gather"),
     ("hf-dinov2", "script17-fused", "lossless"),
     ("swin", "script17-eager", "gather"),

@@ -73,7 +73,7 @@ def _cell(
         if form == "lossless":
             slim, reference, effect = lossless_graph(dense).model, expected, None
         else:
-            keep = schedule(family, dense)
+            keep = schedule(family, dense, keep_prefix=form == "slice")
             slim = slim_graph(dense, keep, options(family, form)).model
             masked = masked_graph(dense, keep, pool_kept=family.pools)
             reference = [run(masked, image) for image in images]
@@ -94,15 +94,19 @@ def options(family: Family, form: str) -> GraphOptions:
     return GraphOptions(select=choice, pool_kept=family.pools)
 
 
-def schedule(family: Family, dense: onnx.ModelProto) -> list[list[int]]:
+def schedule(
+    family: Family, dense: onnx.ModelProto, *, keep_prefix: bool = False
+) -> list[list[int]]:
     """A random nested schedule, the same for every exporter of a family.
 
-    Counts fall irregularly; prefix tokens that the head does not read may go like any other.
+    Counts fall irregularly. Prefix tokens that the head does not read may go like any other; the
+    form "slice" needs them to stay where a graph tells them from patches by their place.
     """
     blocks, _ = find_blocks(prepared(dense))
     held = list(range(family.tokens or blocks[0].keys))
     rng = np.random.default_rng(zlib.crc32(family.name.encode()))
-    always = {*family.reads, *held[-1:]} if family.pools else set(family.reads)
+    always = set(range(family.prefix) if keep_prefix else family.reads)
+    always.update(held[-1:] if family.pools else ())
     keep = []
     for number in range(len(blocks)):
         free = [i for i in held if i not in always]

@@ -24,6 +24,8 @@ def markdown(records: Records) -> str:
         "absolute difference between the slim graph and the dense graph with the dropped tokens "
         "masked out (lossless: the dense graph), over batches of 1 and 3, as a share of the "
         f"largest value. Allowed are {TOLERANCE:.0e}, and {TOLERANCE_HALF:.0e} in half precision. "
+        "Schedules are random, nested and irregular; heads that pool do so over the kept tokens "
+        "(`--pool-kept`), and the form slice keeps all prefix tokens. "
         "*Refused*: slimdeploy names the node and the reason, see below. *No file*: PyTorch could "
         "not export the model. *Bad file*: ONNX Runtime cannot run what PyTorch wrote. "
         "Made by `python -m tools.matrix --output docs/bench/matrix`.",
