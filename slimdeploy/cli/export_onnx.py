@@ -16,10 +16,9 @@ from slimdeploy.cli.common import command_line, load_onnx, onnx_logits
 from slimdeploy.cli.export_stage import PACKAGES, Stage
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
 from slimdeploy.errors import MissingError
-from slimdeploy.files import staged
 from slimdeploy.graph.geometry import check_geometry
 from slimdeploy.graph.outputs import keep_outputs
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.storage import replaced_model, save_model
 from slimdeploy.manifest import write_manifest
 from slimdeploy.measure.parity import Parity
 from slimdeploy.preprocessing import Preprocessing
@@ -48,7 +47,7 @@ def export_file(stage: Stage, path: Path, outputs: tuple[str, ...], output: Path
         GraphError: as the graph stage.
         GateError: if the result differs from the masked dense graph; nothing is written then.
     """
-    with staged(output) as temporary:
+    with replaced_model(output) as temporary:
         made = _write(stage, path, outputs, temporary)
         gc.collect()  # graphs refer to themselves: without this their weights would stay
         parity = _parity(stage, path, made, temporary)

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from slimdeploy.cli.common import command_line, onnx_logits, slim_weights
 from slimdeploy.cli.export_stage import PACKAGES, Stage
 from slimdeploy.errors import InputError, requires
-from slimdeploy.files import staged
 from slimdeploy.graph.options import GraphOptions
+from slimdeploy.graph.storage import replaced_model, save_model
 from slimdeploy.manifest import write_manifest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
@@ -65,8 +63,8 @@ def export_timm(stage: Stage, how: TorchExport, output: Path) -> dict[str, Any]:
     reference = source.model if stage.keep is None else SlimVit(source.model, stage.keep)
     notes = [] if made is None else list(made.notes)
     parity = None
-    with staged(output) as path:
-        onnx.save(dense if made is None else made.model, path)
+    with replaced_model(output) as path:
+        save_model(dense if made is None else made.model, path)
         if stage.options.prefix_blocks is None:
             logits = onnx_logits(path, stage.fed(images))
             parity = compare_outputs(torch_logits(reference, images), logits, stage.tolerance)

@@ -8,7 +8,8 @@ Names of such files come from whoever made the model, so none may lead out of it
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from slimdeploy.errors import InputError
-from slimdeploy.files import atomic_path
+from slimdeploy.files import staged
 from slimdeploy.graph.external import (
     checked_stretch,
     is_outside,
@@ -100,34 +101,51 @@ def save_model(
 ) -> None:
     """Write `model` to `path`; weights go to `<path>.data` if all of it exceeds `limit` bytes.
 
-    Either file takes its name when both are complete. The data file of the model that is replaced
-    goes with it; one that is not its own is never touched. Weights are copied one at a time.
+    Weights are copied one at a time. Files are replaced as `replaced_model` says.
 
     Args:
         inside: tensors of up to so many bytes stay in the model all the same: runtimes want
             shapes and axes there.
 
     Raises:
-        InputError: if the folder cannot be written, a file that is not the old model's has the
-            data file's name, or weights lie in a file that cannot be read.
+        InputError: as `replaced_model`, or if weights lie in a file that cannot be read.
     """
-    data = path.with_name(path.name + ".data")
+    size = sum(_size(tensor) for tensor in model.graph.initializer) + _rest(model).ByteSize()
+    with replaced_model(path) as temporary:
+        try:
+            if size > limit:
+                model = _moved_outside(model, _data_file(temporary), inside)
+            _write_message(model, temporary)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def replaced_model(path: Path) -> Iterator[Path]:
+    """A path to write a model to, or to call `save_model` with, that replaces the one at `path`.
+
+    If the body raises, all is as it was. If not, the model takes its name after its data file has,
+    and a data file that only the old model named is removed; another's is never touched.
+
+    Raises:
+        InputError: if the folder cannot be written, or a file that is not the old model's has the
+            name of the new one's data file.
+    """
+    data = _data_file(path)
     stale = data.is_file() and data.name in _files_named(path)
-    size = sum(_size(tensor) for tensor in model.graph.initializer)
-    outside = size + _rest(model).ByteSize() > limit
-    if outside and data.exists() and not stale:
-        raise InputError(f"{data}: is not {path.name}'s own; remove it or choose another --output")
-    try:
-        if outside:
-            with atomic_path(path) as model_path, atomic_path(data) as data_path:
-                _write_message(_moved_outside(model, data_path, data.name, inside), model_path)
-        else:
-            with atomic_path(path) as temporary:
-                _write_message(model, temporary)
-            if stale:
-                data.unlink()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free some room") from error
+    with staged(path) as temporary:
+        yield temporary
+        written = _data_file(temporary).exists()
+        if written and data.exists() and not stale:
+            raise InputError(
+                f"{data}: is not {path.name}'s own; remove it or choose another --output"
+            )
+    if stale and not written:
+        data.unlink()
+
+
+def _data_file(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
 
 
 def _files_named(path: Path) -> set[str]:
@@ -209,10 +227,8 @@ def _inside(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return inside
 
 
-def _moved_outside(
-    model: onnx.ModelProto, data: Path, location: str, inside: int
-) -> onnx.ModelProto:
-    """`model` with its large initialisers in the file `data`, which it calls `location`."""
+def _moved_outside(model: onnx.ModelProto, data: Path, inside: int) -> onnx.ModelProto:
+    """`model` with its large initialisers in the file `data` beside it."""
     moved = _rest(model)
     with data.open("wb") as file:
         for tensor in model.graph.initializer:
@@ -226,7 +242,7 @@ def _moved_outside(
             if len(raw) <= inside:
                 set_inside(entry, raw)
                 continue
-            set_outside(entry, location, _append(file, raw), len(raw))
+            set_outside(entry, data.name, _append(file, raw), len(raw))
     return moved
 
 

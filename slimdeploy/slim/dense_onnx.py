@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import onnx
 import torch
 
 from slimdeploy.errors import InputError, one_line, requires
+from slimdeploy.graph.storage import load_model
 from slimdeploy.slim.choices import Exporter
 from slimdeploy.slim.types import Vit
 
@@ -66,7 +68,7 @@ def export_dense(model: Vit, options: OnnxOptions | None = None) -> onnx.ModelPr
                 torch.onnx.export(model, (example,), path, **_arguments(options))
         except Exception as error:  # the exporters raise a dozen kinds of error
             raise InputError(f"torch cannot export this model: {one_line(error)}") from error
-        return onnx.load(path)
+        return load_model(path, limit=sys.maxsize)  # the folder goes, so all of it comes along
 
 
 def _arguments(options: OnnxOptions) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _arguments(options: OnnxOptions) -> dict[str, Any]:
         "dynamo": options.exporter == "dynamo",
     }
     if options.exporter == "dynamo":
-        arguments |= {"verbose": False, "external_data": False}
+        arguments |= {"verbose": False, "external_data": True}
         if options.dynamic_batch:
             arguments["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
     elif options.dynamic_batch:
