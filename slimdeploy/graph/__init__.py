@@ -12,6 +12,8 @@ Code map:
     orders          what changes with another order of the tokens; prefix says where blocks begin
     passes/         the rewrites in order, and their runner
     postconditions  what must hold of the result; selections and forbid are parts of it
+    masked/         the dense graph with dropped tokens masked: what the result is judged by
+    probes          the tensors that mark the blocks of any file, by their names in it
 """
 
 from __future__ import annotations

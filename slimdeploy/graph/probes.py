@@ -133,7 +133,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     for name, tensor in stored.items():
         value = onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
         light.graph.input.append(value)
-        if tensor.data_type == onnx.TensorProto.INT64 and len(tensor.raw_data) < _SMALL:
+        if tensor.data_type == onnx.TensorProto.INT64 and 0 < len(tensor.raw_data) < _SMALL:
             light.graph.initializer.append(tensor)  # shapes, axes and bounds decide shapes
     inferred = onnx.shape_inference.infer_shapes(light)
     return {v.name: v.type for v in (*inferred.graph.input, *inferred.graph.value_info)}
