@@ -59,6 +59,8 @@ class Row:
         stage: the graph stage alone; `slim_graph` is the part of it that neither loads nor saves.
         command: the whole command, with the comparison of outputs.
         parity: largest difference found by it, as a share of the outputs' scale.
+        load: processes that wanted a core in the minute before; with more than there are cores,
+            seconds by the clock say little.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Row:
     stage: Cost
     command: Cost
     parity: float
+    load: float
 
 
 @app.default
@@ -100,7 +103,7 @@ def _row(name: str) -> Row:
     dense, schedule = BUILD / f"{name}.onnx", BUILD / f"{name}.json"
     if not dense.is_file():
         _run(sys.executable, "-m", "tools.scale", "build", name, str(dense))
-    program = [sys.executable, "-m", "slimdeploy"]
+    program, load = [sys.executable, "-m", "slimdeploy"], os.getloadavg()[0]
     plan = ["plan", "--onnx", str(dense), "--mac-reduction", str(REDUCTION)]
     _run(*program, *plan, "--output", str(schedule))
     slim = BUILD / f"{name}.slim.onnx"
@@ -118,6 +121,7 @@ def _row(name: str) -> Row:
         stage=stage,
         command=command,
         parity=result["parity"]["relative"],
+        load=load,
     )
 
 
@@ -194,15 +198,15 @@ def table(found: dict[str, Any]) -> str:
         "size. Made by `python -m tools.scale`.",
         "",
         "| model | size GB | weights | `slim_graph` s | load, slim, save s (CPU s) | peak GB "
-        "| ratio | whole command s (CPU s) | peak GB | ratio | parity |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| ratio | whole command s (CPU s) | peak GB | ratio | parity | load before |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"].values():
         costs = [_cost(row[kind], row["bytes"]) for kind in ("stage", "command")]
         place = "beside" if row["outside"] else "inside"
         lines.append(
             f"| {row['model']} | {row['bytes'] / 1e9:.2f} | {place} | {row['slim_graph']:.1f} | "
-            f"{costs[0]} | {costs[1]} | {row['parity']:.0e} |"
+            f"{costs[0]} | {costs[1]} | {row['parity']:.0e} | {row['load']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -139,7 +139,7 @@ def test_damage_is_mostly_noticed_and_what_is_left_is_right() -> None:
 
 
 @given(st.lists(st.sampled_from([*DAMAGE, *LEGAL]), min_size=2, max_size=4), st.integers(0, 999))
-@settings(max_examples=120, derandomize=True, deadline=None)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_several_changes(changes: list[str], number: int) -> None:
     outcomes(vit(), changes, number)
 
@@ -147,7 +147,7 @@ def test_several_changes(changes: list[str], number: int) -> None:
 @given(
     st.lists(st.sampled_from(list(LEGAL)), min_size=1, max_size=5, unique=True), st.integers(0, 999)
 )
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=50, derandomize=True, deadline=None)
 def test_legal_variants_are_slimmed_alike(changes: list[str], number: int) -> None:
     rotary = bool(number % 2)
     model = changed(vit("class", rotary), changes, number)
@@ -158,14 +158,24 @@ def test_legal_variants_are_slimmed_alike(changes: list[str], number: int) -> No
     np.testing.assert_allclose(run(slim.model)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("exporter", ["dynamo18-fused", "script17"])
-def test_legal_variants_of_an_export_are_slimmed_alike(exporter: str) -> None:
-    seed = export("plain", exporter, True)
+def test_legal_variants_of_an_export_are_slimmed_alike() -> None:
+    seed = export("plain", "dynamo18-fused", True)
     expected = run(masked_graph(seed, SMALL_KEEP), IMAGES)[0]
     for number, name in enumerate(LEGAL):
-        if exporter == "script17" and name == "unused_parts":
-            continue  # it applies Relu to whatever it finds, and opset 17 has none for every type
         model = changed(seed, [name], number)
+        assert model is not None
+        result = run(slim_graph(model, SMALL_KEEP).model, IMAGES)[0]
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", ["script17", "script17-fused", "dynamo23"])
+def test_more_legal_variants_of_exports_are_slimmed_alike(exporter: str) -> None:
+    seed = export("plain", exporter, True)
+    expected = run(masked_graph(seed, SMALL_KEEP), IMAGES)[0]
+    # Before opset 18 the Relu that `unused_parts` adds does not take every type.
+    for number, name in enumerate([*LEGAL] * 3):
+        model = changed(seed, [] if name == "unused_parts" else [name], number)
         assert model is not None
         result = run(slim_graph(model, SMALL_KEEP).model, IMAGES)[0]
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4, err_msg=name)
