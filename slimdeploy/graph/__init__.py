@@ -11,6 +11,7 @@ Code map:
     forms           which passes the options on selection and on inputs and outputs ask for
     orders          what changes with another order of the tokens; prefix says where blocks begin
     passes/         the rewrites in order, and their runner
+    optimize/       the rewrites of `--optimize`, which compute the same with less work
     postconditions  what must hold of the result; selections and forbid are parts of it
     masked/         the dense graph with dropped tokens masked: what the result is judged by
     probes          the tensors that mark the blocks of any file, by their names in it

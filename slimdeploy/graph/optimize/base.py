@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from slimdeploy.errors import GraphError
+from slimdeploy.graph.axes import Shape
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.work import Node, Work, label
 
@@ -17,6 +19,16 @@ class Optimization(Pass):
 
     def __init__(self) -> None:
         self._left: dict[str, list[str]] = {}
+        self._outputs: dict[str, Shape | None] = {}
+
+    def requires(self, work: Work) -> None:
+        """Remember what the graph gives."""
+        self._outputs = _output_shapes(work)
+
+    def ensures(self, work: Work) -> None:
+        """The graph gives the same outputs, by name and shape."""
+        if (found := _output_shapes(work)) != self._outputs:
+            raise GraphError(f"the outputs became {found}, were {self._outputs}")
 
     def call(self, work: Work) -> None:
         self._left = {}
@@ -36,3 +48,7 @@ class Optimization(Pass):
         nodes = self._left[why]
         more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
         return f"{nodes[0]}{more}: {why}"
+
+
+def _output_shapes(work: Work) -> dict[str, Shape | None]:
+    return {tensor.name: work.facts.shapes.get(tensor.name) for tensor in work.graph.outputs}
