@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tempfile
 import warnings
@@ -113,5 +114,6 @@ def _script(
 ) -> onnx.ModelProto:
     axes = {"image": {0: "batch"}, "output": {0: "batch"}} if dynamic else None
     buffer = io.BytesIO()
-    torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes=axes, **options)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its graph where it fails
+        torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes=axes, **options)
     return onnx.load_from_string(buffer.getvalue())
