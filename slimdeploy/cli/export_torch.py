@@ -49,6 +49,7 @@ def export_timm(stage: Stage, how: TorchExport, output: Path) -> dict[str, Any]:
         MissingError: if torch or timm is not installed.
     """
     with requires("train"):
+        from slimdeploy.slim import timm_models  # noqa: F401
         from slimdeploy.slim.accuracy import torch_logits
         from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
         from slimdeploy.slim.model import SlimVit
