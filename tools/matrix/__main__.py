@@ -2,7 +2,8 @@
 
 What the JSON file holds already is not measured again, so an interrupted run goes on where it
 stopped; delete the file, or name families with --family, to measure anew. Exported files are kept
-in build/matrix; delete them if a library was updated.
+in build/matrix; delete them if a library was updated. Where PyTorch cannot export a model it
+prints its graph on stdout, which may be sent to /dev/null: nothing else is written there.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import tempfile
 import warnings
@@ -114,6 +113,5 @@ def _script(
 ) -> onnx.ModelProto:
     axes = {"image": {0: "batch"}, "output": {0: "batch"}} if dynamic else None
     buffer = io.BytesIO()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its graph where it fails
-        torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes=axes, **options)
+    torch.onnx.export(model, (example,), buffer, dynamo=False, dynamic_axes=axes, **options)
     return onnx.load_from_string(buffer.getvalue())
