@@ -103,21 +103,18 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def onnx_logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """First output [n, ...] of an ONNX file on the CPU, in small batches or the file's own.
-
-    Images are cast to what the file takes; a last batch that is too small for it is filled up.
-    """
+    """First output [n, ...] of an ONNX file on the CPU for images [n, C, H, W]."""
     import numpy as np
 
     from slimdeploy.engine import open_engine
+    from slimdeploy.measure.feeding import infer_all
 
     with open_engine(path) as engine:
-        size = engine.inputs[0].shape[0] or min(len(images), 16)
-        rows = np.resize(np.arange(len(images)), -(-len(images) // size) * size)
-        fed = images.astype(engine.inputs[0].dtype)[rows]
-        output = engine.outputs[0].name
-        parts = [engine.infer(fed[i : i + size])[output] for i in range(0, len(fed), size)]
-    return np.concatenate(parts)[: len(images)]
+        size, output = engine.inputs[0].shape[0] or 16, engine.outputs[0].name
+        parts = [
+            infer_all(engine, images[i : i + size])[output] for i in range(0, len(images), size)
+        ]
+    return np.concatenate(parts)
 
 
 def separated(words: tuple[str, ...]) -> tuple[str, ...]:

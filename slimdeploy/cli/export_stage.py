@@ -33,7 +33,7 @@ class Stage:
     options: GraphOptions
     data_dir: Path | None
     split: str | None
-    tolerance: float
+    tolerance: float | None
     check: bool
 
     @cached_property
@@ -86,6 +86,13 @@ class Stage:
         make = lossless_graph if self.lossless else dense_graph
         return make(graph, self.options, source=source)
 
+    def allowed(self, graph: onnx.ModelProto) -> float:
+        """The largest difference allowed: as asked, or as the weights' type makes it."""
+        from slimdeploy.measure.onnx_file import coarsest_weights
+        from slimdeploy.measure.parity import TOLERANCES
+
+        return self.tolerance or TOLERANCES[coarsest_weights(graph)]
+
     def images(
         self, preprocessing: Preprocessing | None, size: tuple[int, int, int]
     ) -> NDArray[np.float32]:
@@ -102,10 +109,6 @@ class Stage:
 
         noise = np.random.default_rng(0).standard_normal((4, *size))
         return noise.astype(np.float32)
-
-    def fed(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The images as the written graph takes them."""
-        return images.transpose(0, 2, 3, 1) if self.options.input_layout == "nhwc" else images
 
     def sentence(self, result: dict[str, Any]) -> str:
         """The result for a person."""

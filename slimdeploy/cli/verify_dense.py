@@ -37,12 +37,13 @@ def verify_dense(check: Check, as_json: bool) -> None:
         GateError: if anything differs; the message names the first stream that does and the worst.
         InputError: if a file cannot be read, or schedule and dense file do not fit.
     """
-    from slimdeploy.measure.proof import TOLERANCES
+    from slimdeploy.measure.onnx_file import coarsest_weights
+    from slimdeploy.measure.parity import TOLERANCES
 
     start = perf_counter()
     check_writable(check.output, *check.files.values())
     dense, slim = load_onnx(check.dense), load_onnx(check.slim)
-    weights = _coarsest_weights(dense, slim)
+    weights = coarsest_weights(dense, slim)
     tolerance = check.tolerance or TOLERANCES[weights]
     problem = _structure_problem(check, slim, dense)
     proofs, problem = _compare(check, dense, slim, tolerance, problem)
@@ -65,14 +66,6 @@ def verify_dense(check: Check, as_json: bool) -> None:
     show(record, sentences(check, problem, proofs, passed), as_json)
     if not passed:
         raise GateError(f"{check.slim}: {problem or first_failure(proofs)}")
-
-
-def _coarsest_weights(*models: onnx.ModelProto) -> str:
-    """The type with the fewest digits among the models' weights: it sets the tolerance."""
-    from slimdeploy.measure.onnx_file import weight_types
-
-    held = {kind for model in models for kind in weight_types(model)}
-    return next((kind for kind in ("bfloat16", "float16") if kind in held), "float32")
 
 
 def _structure_problem(check: Check, slim: onnx.ModelProto, dense: onnx.ModelProto) -> str | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from slimdeploy.engine.protocol import Array, Engine, EngineInfo
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.images import ImageFolder
+from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.stats import (
     Interval,
     binomial_standard_error,
@@ -209,18 +210,15 @@ def compare_accuracy(dense: Accuracy, slim: Accuracy, seed: int = 0) -> Accuracy
 
 def _classify(engine: Engine, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Outputs, [n, classes], for up to a batch of images."""
-    n, fixed = len(images), engine.inputs[0].shape[0]
-    if fixed is not None and n < fixed:
-        images = np.concatenate([images, np.repeat(images[-1:], fixed - n, axis=0)])
     first = engine.outputs[0].name
-    answer: Array = engine.infer(images.astype(engine.inputs[0].dtype, copy=False))[first]
+    answer: Array = infer_all(engine, images)[first]
     if answer.ndim != 2:
         name = engine.describe().artifact
         raise InputError(
             f"{name}: output '{first}' has shape {list(answer.shape)}; a classifier's is "
             "[batch, classes]"
         )
-    return answer[:n].astype(np.float32)
+    return answer.astype(np.float32)
 
 
 def _top5(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -51,21 +51,20 @@ def image_input(engine: Engine) -> TensorInfo:
     return info
 
 
-def infer_all(engine: Engine, images: Array, like: Engine | None = None) -> dict[str, Array]:
+def infer_all(engine: Engine, images: Array) -> dict[str, Array]:
     """Every output for all images, which are cast, transposed and batched as the model takes them.
 
     A model of a fixed batch size is run several times; its last batch is filled with repetitions,
     which are cut off again.
 
     Args:
-        images: as `like` takes them, [n, ...].
-        like: a model that takes channels first; None: `engine` itself.
+        images: [n, C, H, W], or as the model takes them.
 
     Raises:
         InputError: if the model takes images of another size.
     """
     info = image_input(engine)
-    fed = _laid_out(images, info, image_input(like or engine)).astype(info.dtype, copy=False)
+    fed = _laid_out(images, info).astype(info.dtype, copy=False)
     size = info.shape[0] or len(fed)
     rows = np.resize(np.arange(len(fed)), -(-len(fed) // size) * size)
     parts = [engine.infer(fed[rows[i : i + size]]) for i in range(0, len(rows), size)]
@@ -74,11 +73,12 @@ def infer_all(engine: Engine, images: Array, like: Engine | None = None) -> dict
     return {name: y[: len(y) // len(rows) * len(fed)] for name, y in whole.items()}
 
 
-def _laid_out(images: Array, wanted: TensorInfo, given: TensorInfo) -> Array:
+def _laid_out(images: Array, wanted: TensorInfo) -> Array:
     """Channels last where the model wants them there."""
-    one, two = given.shape[1:], wanted.shape[1:]
-    if one == two:
+    given, shape = images.shape[1:], wanted.shape[1:]
+    if given == shape:
         return images
-    if len(one) == 3 and two == (*one[1:], one[0]):
+    if len(given) == 3 and shape == (*given[1:], given[0]):
         return images.transpose(0, 2, 3, 1)
-    raise InputError(f"input '{wanted.name}' takes {wanted}, the dense model takes {given}")
+    sizes = " x ".join(map(str, given))
+    raise InputError(f"input '{wanted.name}' takes {wanted}, the images are {sizes}")

@@ -48,6 +48,12 @@ def weight_types(model: onnx.ModelProto) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def coarsest_weights(*models: onnx.ModelProto) -> str:
+    """The type with the fewest digits among the models' weights: it sets what may differ."""
+    held = {kind for model in models for kind in weight_types(model)}
+    return next((kind for kind in ("bfloat16", "float16") if kind in held), "float32")
+
+
 def external_files(model: onnx.ModelProto) -> list[str]:
     """Names, relative to the model, of the files that hold weights outside it."""
     return sorted({location_of(tensor) for tensor in tensors(model) if is_outside(tensor)})

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from slimdeploy.errors import GateError, InputError
 
-DEFAULT_TOLERANCE = 2e-5
+TOLERANCES = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference allowed, as a share of the scale, by the coarsest type of the weights."""
+
+DEFAULT_TOLERANCE = TOLERANCES["float32"]
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def test_shapes_of_the_written_graph(dense: Path, capsys: pytest.CaptureFixture[
     run(capsys, "plan", "--onnx", dense, "--output", sched)
     made = run(
         capsys, "export", "--keep-schedule", sched, "--select", "slice-concat",
-        "--forbid-op", "Gather,GatherND", "--fixed-batch", "2", "--input-layout", "nhwc", "--output", slim,
+        "--forbid-op", "Gather,GatherND", "--fixed-batch", "2", "--input-layout", "nhwc",
+        "--output", slim,
     )  # fmt: skip
     assert made["parity"]["passed"]
     graph = onnx.load(slim).graph

@@ -9,6 +9,5 @@ from __future__ import annotations
 
 from slimdeploy.graph.anatomy.head import Head
 from slimdeploy.graph.anatomy.read import Anatomy, Table, dense_tokens, read_anatomy
-from slimdeploy.graph.anatomy.sizes import residual_input
 
-__all__ = ["Anatomy", "Head", "Table", "dense_tokens", "read_anatomy", "residual_input"]
+__all__ = ["Anatomy", "Head", "Table", "dense_tokens", "read_anatomy"]

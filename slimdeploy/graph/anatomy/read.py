@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.anatomy.head import Head, read_head
 from slimdeploy.graph.anatomy.origin import Image, origin_of_tokens
-from slimdeploy.graph.anatomy.sizes import classes, heads, mlp_width, residual_input
+from slimdeploy.graph.anatomy.sizes import classes, heads, mlp_width
 from slimdeploy.graph.blocks import Block, find_blocks, token_axes
+from slimdeploy.graph.prefix import entering_stream
 from slimdeploy.graph.work import Work, is_constant, label
 
 
@@ -61,7 +62,7 @@ def read_anatomy(work: Work) -> Anatomy:
     """
     blocks, misses = find_blocks(work)
     tokens = dense_tokens(blocks)
-    stream = residual_input(work, blocks[0])
+    stream = entering_stream(work, blocks[0])
     prefix, grid, image = origin_of_tokens(work, stream, blocks[0].axis)
     return Anatomy(
         blocks=tuple(blocks),

@@ -6,16 +6,8 @@ import math
 from collections.abc import Sequence
 
 from slimdeploy.graph.blocks import Block
+from slimdeploy.graph.prefix import entering_stream
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, producer
-
-
-def residual_input(work: Work, block: Block) -> Tensor:
-    """The residual stream that enters a block: what its attention's result is added to."""
-    behind = {block.anchor.outputs[0].name}
-    for node in work.graph.nodes:
-        if any(tensor.name in behind for tensor in node.inputs):
-            behind.update(tensor.name for tensor in node.outputs)
-    return next(t for t in block.add.inputs if t.name not in behind and not is_constant(t))
 
 
 def heads(work: Work, block: Block) -> int:
@@ -35,7 +27,7 @@ def mlp_width(work: Work, blocks: Sequence[Block], stream: Tensor) -> int:
     """
     width = work.facts.shape(stream.name)[-1]
     whole = len(blocks) - 1 or 1
-    ends = [residual_input(work, blocks[-1]).name] if len(blocks) > 1 else None
+    ends = [entering_stream(work, blocks[-1]).name] if len(blocks) > 1 else None
     between = _between(work, stream.name, ends)
     weights = sum(
         math.prod(tensor.shape)
