@@ -13,6 +13,7 @@ from slimdeploy.cli.common import (
     summary_table,
     weights_file,
 )
+from slimdeploy.cli.preprocessing import given_preprocessing
 from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
@@ -69,7 +70,7 @@ def plan(
     if onnx is not None:
         _only_timm(model=model, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size)
         geometry, preprocessing = _of_file(onnx, separated(outputs))
-        given = _given(geometry, mean, std, interpolation, crop_pct)
+        given = given_preprocessing(geometry.input_size, mean, std, interpolation, crop_pct)
         preprocessing = given or preprocessing
     elif model is not None:
         geometry, preprocessing = _of_timm(model, checkpoint, num_classes, img_size)
@@ -111,23 +112,6 @@ def _of_file(path: Path, outputs: tuple[str, ...]) -> tuple[ModelGeometry, Prepr
     dense = open_dense(path, outputs)
     require_droppable(dense)
     return dense.geometry, dense.preprocessing
-
-
-def _given(
-    geometry: ModelGeometry,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
-    interpolation: Interpolation,
-    crop_pct: float,
-) -> Preprocessing | None:
-    """The preprocessing that the user states; None if there is none."""
-    if (mean is None) != (std is None):
-        raise InputError("--mean and --std: give both, or neither")
-    if mean is None:
-        return None
-    fields = {"input_size": geometry.input_size, "mean": mean, "std": std}
-    shape = {"interpolation": interpolation, "crop_pct": crop_pct}
-    return Preprocessing.parse({**fields, **shape}, "--mean, --std, --interpolation, --crop-pct")
 
 
 def _of_timm(

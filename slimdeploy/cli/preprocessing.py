@@ -1,0 +1,32 @@
+"""Preprocessing that the user states, for a file that does not record its own."""
+
+from __future__ import annotations
+
+from slimdeploy.errors import InputError
+from slimdeploy.preprocessing import Interpolation, Preprocessing
+
+Triple = tuple[float, float, float]
+
+
+def given_preprocessing(
+    size: tuple[int, int, int],
+    mean: Triple | None,
+    std: Triple | None,
+    interpolation: Interpolation,
+    crop_pct: float,
+) -> Preprocessing | None:
+    """What the flags say; None if they say nothing.
+
+    Args:
+        size: of the model's images: channels, height, width.
+
+    Raises:
+        InputError: if only one of `mean` and `std` is given, or a value makes no sense.
+    """
+    if (mean is None) != (std is None):
+        raise InputError("--mean and --std: give both, or neither")
+    if mean is None:
+        return None
+    fields = {"input_size": size, "mean": mean, "std": std}
+    shape = {"interpolation": interpolation, "crop_pct": crop_pct}
+    return Preprocessing.parse({**fields, **shape}, "--mean, --std, --interpolation, --crop-pct")

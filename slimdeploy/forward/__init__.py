@@ -1,0 +1,15 @@
+"""Slimming an ONNX file by forward passes alone: which tokens stay, and which weights fit them.
+
+Neither torch nor the model's training code takes part: blocks of the graph are cut out and run by
+ONNX Runtime over calibration images.
+
+Code map:
+    slimming        the whole of it as one function: dense graph and images in, slim graph out
+    choose          which tokens each layer keeps, last layer first
+    impact, maps    what ranks the tokens; attention probabilities as an output
+    refit, ridge    the weights behind the dropped tokens, solved anew block by block
+    linear          the layers that are solved for: found in a graph, and replaced
+    anatomy, cut    the tensors between which blocks lie, and graphs cut there
+    running, store  parts of a graph run batch by batch; activations in memory or on disk
+    errors          how far the head's input is from the dense model's
+"""

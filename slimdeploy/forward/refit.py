@@ -1,0 +1,164 @@
+"""Closed-form recovery of a slim graph, from forward passes of its blocks.
+
+The same regression as the PyTorch path's (`slim/refit.py`), with the same weights of tokens: per
+block, first to last, the attention's output projection and then the MLP's second layer are solved
+towards the dense graph's residual stream at the kept tokens. Each block reads what the refitted
+blocks before it give, so that it also corrects what they could not.
+
+Two streams of activations pass through the blocks, the dense and the slim one. No more than four
+arrays over all images exist at a time, however many blocks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from slimdeploy.errors import GraphError
+from slimdeploy.forward.anatomy import BlockNames
+from slimdeploy.forward.cut import Cutter
+from slimdeploy.forward.linear import Linear, find_linear
+from slimdeploy.forward.ridge import Normal, RidgeOptions
+from slimdeploy.forward.running import Feed, open_part
+from slimdeploy.forward.store import Array, Store
+
+
+@dataclass
+class Refit:
+    """One refit under way; `refit_graph` runs it.
+
+    Attributes:
+        dense: the dense graph, whose streams are the targets.
+        slim: the graph that is changed.
+        keep: per block the kept ids in the order in which the slim graph holds them.
+        reads: ids of the tokens that the head reads.
+        notes: a line for each layer that was left as it is.
+        changed: the streams before and behind each refitted layer, by name.
+    """
+
+    dense: Cutter
+    slim: Cutter
+    keep: Sequence[Sequence[int]]
+    reads: Sequence[int]
+    feed: Feed
+    store: Store
+    options: RidgeOptions
+    notes: list[str] = field(default_factory=list)
+    changed: list[tuple[str, str]] = field(default_factory=list)
+
+    def half(
+        self,
+        block: int,
+        start: str,
+        end: str,
+        streams: tuple[Array | None, Array | None],
+        solve: bool,
+    ) -> tuple[Array, Array]:
+        """Refit the layer that adds to the stream between `start` and `end`, two of its tensors.
+
+        Args:
+            block: number of the block, from 1.
+            streams: dense and slim activations of `start`; None runs from the images.
+            solve: False only runs it.
+
+        Returns:
+            Dense and slim activations of `end`; those of `start` are given back to the store.
+        """
+        known, mine = ({start: x} if x is not None else {} for x in streams)
+        with open_part(self.dense.cut([*known], [end])) as part:
+            target = self.feed.collect(self.store, part, end, known)
+        if solve:
+            layer = find_linear(self.slim, end, start)
+            if isinstance(layer, Linear):
+                self._solve(layer, block, end, mine, target)
+                self.changed.append((start, end))
+            else:
+                self.notes.append(f"block {block} keeps weights as they are: {layer}")
+        with open_part(self.slim.cut([*mine], [end])) as part:
+            found = self.feed.collect(self.store, part, end, mine)
+        self.store.release(*streams)
+        return target, found
+
+    def _solve(
+        self, layer: Linear, block: int, end: str, mine: dict[str, Array], target: Array
+    ) -> None:
+        ids = list(self.keep[block - 1])
+        weight, bias = layer.values(self.slim)
+        normal = Normal(bias is not None)
+        importance = np.where(np.isin(ids, self.reads), self.options.read_weight, 1.0)
+        ends = [name for name in (layer.source, end) if name not in mine]
+        with open_part(self.slim.cut([*mine], ends)) as part:
+            for rows, outputs in self.feed.run(part, mine):
+                missing = target[rows][:, ids].astype(np.float32) - outputs[end]
+                source = outputs.get(layer.source)
+                inputs = (mine[layer.source][rows] if source is None else source).reshape(
+                    -1, len(weight)
+                )
+                repeated = np.tile(importance, rows.stop - rows.start)
+                normal.add(inputs, missing.reshape(len(inputs), -1), repeated)
+        change, shift = normal.solve(self.options.strength)
+        bias = None if bias is None or shift is None else bias + shift
+        layer.replace(self.slim, weight + change, bias)
+
+
+def refit_graph(
+    dense: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    blocks: Sequence[BlockNames],
+    keep: Sequence[Sequence[int]],
+    reads: Sequence[int],
+    feed: Feed,
+    store: Store,
+    options: RidgeOptions | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Refit:
+    """Refit the weights of `slim` in place.
+
+    Args:
+        dense: the graph that `dense_graph` gave.
+        slim: what `slim_graph` made of the same file.
+        blocks: `block_names(dense)`.
+        keep: per block the kept ids, in the order of the slim graph's tokens.
+        reads: ids of the tokens that the head reads: they weigh more.
+        feed: the calibration images.
+        progress: called with the number of each finished block.
+
+    Returns:
+        What was refitted, and a line for each layer that was left as it is.
+
+    Raises:
+        GraphError: if the graphs cannot be cut at the blocks.
+    """
+    options = options or RidgeOptions()
+    state = Refit(Cutter(dense), Cutter(slim), keep, reads, feed, store, options)
+    streams: tuple[Array | None, Array | None] = (None, None)
+    exact = True
+    for block in blocks:
+        # A block of which all keys are left, behind blocks alike, computes what the dense one does.
+        solve = not exact
+        streams = state.half(block.number, block.entering, block.attention, streams, solve)
+        if block.output is not None:
+            streams = state.half(block.number, block.attention, block.output, streams, solve)
+        exact = exact and len(keep[block.number - 1]) == len(streams[0][0])
+        if progress is not None:
+            progress(block.number)
+    store.release(*streams)
+    if blocks[-1].output is None:
+        state.notes.append(f"block {len(blocks)}: no sum behind its MLP was found to refit")
+    return state
+
+
+def transfer(done: Refit, dense: onnx.ModelProto) -> None:
+    """Write the refitted weights into the dense graph that they were made for.
+
+    With the dropped tokens masked out, it then computes what the refitted slim graph does.
+    """
+    target = Cutter(dense)
+    for start, end in done.changed:
+        new, old = find_linear(done.slim, end, start), find_linear(target, end, start)
+        if not isinstance(new, Linear) or not isinstance(old, Linear):
+            raise GraphError(f"the layer before tensor '{end}' is no longer found")
+        old.replace(target, *new.values(done.slim))

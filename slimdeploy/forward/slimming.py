@@ -1,0 +1,271 @@
+"""From a dense graph and unlabelled images to a slim graph that keeps what it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.errors import InputError
+from slimdeploy.forward.anatomy import BlockNames, block_names
+from slimdeploy.forward.choose import choose_tokens
+from slimdeploy.forward.cut import Cutter
+from slimdeploy.forward.errors import HeadError, HeadView
+from slimdeploy.forward.impact import ForwardImpact, Views
+from slimdeploy.forward.refit import Refit, refit_graph, transfer
+from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
+from slimdeploy.forward.store import Array, Store, open_store
+from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, slim_graph
+from slimdeploy.graph.keep import token_order
+from slimdeploy.graph.masked import masked_graph
+from slimdeploy.measure.onnx_file import coarsest_weights
+from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
+from slimdeploy.schedule import Layer, ModelGeometry
+
+HELD_OUT = 8
+"""One image in so many is not fitted to, and measures the result."""
+
+_CHECKED = 4
+
+
+@dataclass(frozen=True)
+class ForwardRequest:
+    """What to make of a dense graph.
+
+    Attributes:
+        mac_reduction: budget: the share of MACs to save.
+        shape: how the counts fall over the layers; `multiple_of` rounds them.
+        impact: what ranks the tokens, on `search_images` of the images, evenly drawn.
+        reconstruct: solve the layers behind dropped tokens anew, or leave all weights.
+        options: how the graph is written.
+    """
+
+    mac_reduction: float
+    shape: Shape = "geometric"
+    multiple_of: int = 1
+    impact: ForwardImpact = "grid"
+    reconstruct: Literal["refit", "none"] = "refit"
+    seed: int = 0
+    search_images: int = 64
+    ridge: RidgeOptions = field(default_factory=RidgeOptions)
+    options: GraphOptions = field(default_factory=GraphOptions)
+
+    def __post_init__(self) -> None:
+        if self.search_images < 1:
+            raise InputError(f"--search-images {self.search_images}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class ForwardSlim:
+    """A slimmed graph and the evidence.
+
+    Attributes:
+        model: the slim graph.
+        dense: the dense graph with the same weights: with the dropped tokens masked it computes
+            what `model` does.
+        layers: what each layer keeps, first layer first.
+        blocks: token counts as read back from `model`.
+        parity: the slim graph before the refit, against the masked dense graph.
+        final: `model` against the masked `dense`.
+        before, after: how far the result is from the dense model's, before and after the refit, on
+            images that were held out; None without a refit, or where none was held out.
+        notes: a remark a line.
+    """
+
+    model: onnx.ModelProto
+    dense: onnx.ModelProto
+    layers: list[Layer]
+    blocks: list[BlockCount]
+    parity: Parity
+    final: Parity
+    before: HeadError | None
+    after: HeadError | None
+    notes: list[str]
+
+
+Progress = Callable[[str], None]
+
+
+def slim_forward(
+    model: onnx.ModelProto,
+    geometry: ModelGeometry,
+    images: Array,
+    request: ForwardRequest,
+    *,
+    source: str = "model",
+    progress: Progress | None = None,
+) -> ForwardSlim:
+    """Choose tokens, drop them, and refit what stays.
+
+    Args:
+        model: a dense graph with one input, of images; left as it is.
+        geometry: of `model`, as a keep schedule holds it.
+        images: preprocessed calibration images, [n, C, H, W]. One in eight is held out.
+        source: what messages call the model.
+        progress: called with a line after each step; there are `steps(geometry, request)`.
+
+    Raises:
+        InputError: for a budget that cannot be had, or an estimator that needs more than this.
+        GraphError: as the graph stage, or if blocks cannot be cut out.
+        GateError: if a graph differs from its reference; nothing is to be shipped then.
+    """
+    tell = progress or (lambda line: None)
+    counts = counts_for_budget(geometry, request.mac_reduction, request.shape, request.multiple_of)
+    dense = dense_graph(model, source=source).model
+    blocks = block_names(dense)
+    batch = batch_size(geometry.heads, geometry.tokens)
+    fitted, held = _split(images)
+    with open_store() as store:
+        layers = _choose(dense, geometry, blocks, fitted, batch, counts, request, store, tell)
+        keep = [list(layer.keep) for layer in layers]
+        slim = slim_graph(model, keep, replace(request.options, optimize=False), source=source)
+        checked = feed_of(dense, images[:_CHECKED], batch)
+        pool = request.options.pool_kept
+        parity = _require(model, slim.model, keep, pool, checked, source)
+        tell("graph slimmed and checked")
+        seen = feed_of(dense, held, batch) if len(held) else None
+        wanted = HeadView.of(dense, blocks, seen) if seen else None
+        ids = _in_order(slim.model, keep, geometry.tokens)
+        before = _error(slim.model, blocks, seen, wanted, ids[-1])
+        notes, after = list(slim.notes), None
+        if request.reconstruct == "refit":
+            feed = feed_of(dense, fitted, batch)
+            done = _refit(dense, slim.model, blocks, ids, geometry, feed, store, request, tell)
+            notes += done.notes
+            transfer(done, dense)
+            after = _error(slim.model, blocks, seen, wanted, ids[-1])
+    final = _written(slim, request, source)
+    return ForwardSlim(
+        model=final.model,
+        dense=dense,
+        layers=layers,
+        blocks=final.blocks,
+        parity=parity,
+        final=_require(dense, final.model, keep, pool, checked, source),
+        before=before,
+        after=after,
+        notes=list(dict.fromkeys([*notes, *final.notes])),
+    )
+
+
+def steps(geometry: ModelGeometry, request: ForwardRequest) -> int:
+    """How many lines of progress `slim_forward` gives."""
+    return geometry.depth * (2 if request.reconstruct == "refit" else 1) + 1
+
+
+def _split(images: Array) -> tuple[Array, Array]:
+    """Images to fit to and images held out, both drawn evenly."""
+    out = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
+    return images[~out], images[out]
+
+
+def _choose(
+    dense: onnx.ModelProto,
+    geometry: ModelGeometry,
+    blocks: Sequence[BlockNames],
+    images: Array,
+    batch: int,
+    counts: Sequence[int],
+    request: ForwardRequest,
+    store: Store,
+    tell: Progress,
+) -> list[Layer]:
+    looked_at = min(len(images), request.search_images)
+    evenly = np.arange(looked_at) * len(images) // looked_at
+    feed = feed_of(dense, images[evenly], batch)
+    views = Views(geometry, Cutter(dense), blocks, feed, store)
+    try:
+        return choose_tokens(
+            views,
+            request.impact,
+            counts,
+            request.seed,
+            lambda layer: tell(f"layer {layer}: keeps {len(views.keep[layer])} tokens"),
+        )
+    finally:
+        store.release(*views.streams.values())
+
+
+def _refit(
+    dense: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    blocks: Sequence[BlockNames],
+    ids: Sequence[Sequence[int]],
+    geometry: ModelGeometry,
+    feed: Feed,
+    store: Store,
+    request: ForwardRequest,
+    tell: Progress,
+) -> Refit:
+    return refit_graph(
+        dense,
+        slim,
+        blocks,
+        ids,
+        geometry.head_reads,
+        feed,
+        store,
+        request.ridge,
+        lambda block: tell(f"block {block}: refitted"),
+    )
+
+
+def _in_order(slim: onnx.ModelProto, keep: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """Per block the kept ids in the order in which the slim graph holds them."""
+    order = token_order(slim, keep, tokens)
+    kept = [set(ids) for ids in keep]
+    return [[i for i in order if i in ids] for ids in kept]
+
+
+def _error(
+    slim: onnx.ModelProto,
+    blocks: Sequence[BlockNames],
+    feed: Feed | None,
+    wanted: HeadView | None,
+    ids: Sequence[int],
+) -> HeadError | None:
+    if feed is None or wanted is None:
+        return None
+    return HeadView.of(slim, blocks, feed).against(wanted, ids)
+
+
+def _written(slim: SlimGraph, request: ForwardRequest, source: str) -> SlimGraph:
+    """The slim graph as the options ask for it; weights are refitted before they are merged."""
+    if not request.options.optimize:
+        return slim
+    return dense_graph(slim.model, GraphOptions(optimize=True), source=source)
+
+
+def _require(
+    dense: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    keep: Sequence[Sequence[int]],
+    pool_kept: bool,
+    feed: Feed,
+    source: str,
+) -> Parity:
+    """The slim graph against the dense one with the dropped tokens masked.
+
+    Raises:
+        GateError: if they differ by more than rounding.
+    """
+    tolerance = TOLERANCES[coarsest_weights(dense)]
+    reference, found = (
+        _first_output(model, feed)
+        for model in (masked_graph(dense, keep, pool_kept=pool_kept), slim)
+    )
+    parity = compare_outputs(reference, found, tolerance)
+    parity.require(f"{source}: slim against the masked dense graph; nothing was written")
+    return parity
+
+
+def _first_output(model: onnx.ModelProto, feed: Feed) -> Array:
+    name = model.graph.output[0].name
+    with open_whole(model) as part:
+        found = np.concatenate([outputs[name] for _, outputs in feed.run(part)])
+    return found.reshape(len(found), -1)

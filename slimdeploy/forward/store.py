@@ -1,0 +1,63 @@
+"""Arrays over all calibration images: in memory while they are few, then on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+BUDGET = 1 << 29
+"""Bytes of activations held in memory; beyond, they lie in files that the system pages in."""
+
+
+class Store:
+    """Hands out arrays [n, ...] within a budget of memory; get one from `open_store`.
+
+    A released array's memory is free for the next one.
+    """
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.folder, self.free = folder, budget
+        self._files: dict[int, Path] = {}
+        self._made = 0
+
+    def new(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array of this shape and type, its numbers undefined."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size <= self.free:
+            self.free -= size
+            return np.empty(shape, dtype)
+        self._made += 1
+        path = self.folder / f"{self._made}.bin"
+        array = np.memmap(path, dtype, "w+", shape=shape)
+        self._files[id(array)] = path
+        return array
+
+    def release(self, *arrays: Array | None) -> None:
+        """Give back what `new` handed out; the arrays must not be used any more."""
+        for array in arrays:
+            if array is None:
+                continue
+            if (path := self._files.pop(id(array), None)) is not None:
+                path.unlink()
+            else:
+                self.free += array.nbytes
+
+    @property
+    def on_disk(self) -> int:
+        """Number of arrays in files."""
+        return len(self._files)
+
+
+@contextmanager
+def open_store(budget: int = BUDGET) -> Iterator[Store]:
+    """A store whose files are gone afterwards."""
+    with TemporaryDirectory(prefix="slimdeploy-") as folder:
+        yield Store(Path(folder), budget)
