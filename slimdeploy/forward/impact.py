@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,14 +78,21 @@ def scores(views: Views, impact: ForwardImpact, layer: int, seed: int) -> Floats
     """
     if impact in _LOOKING:
         return _LOOKING[impact](views, layer)
-    return rank_positions(views.geometry, _position(impact), seed)
+    positions: Any = impact
+    return rank_positions(views.geometry, positions, seed)
 
 
-def _position(impact: str) -> Literal["grid", "centre", "random"]:
-    if impact not in ("grid", "centre", "random"):
-        raise InputError(f"--impact {impact}: needs gradients, and so --model; with --onnx there "
-                         f"are grid, centre, random, {', '.join(_LOOKING)}")  # fmt: skip
-    return impact  # type: ignore[return-value]
+def require_forward(impact: str) -> ForwardImpact:
+    """`impact`, if forward passes are enough for it.
+
+    Raises:
+        InputError: if they are not.
+    """
+    known: tuple[ForwardImpact, ...] = get_args(ForwardImpact)
+    for name in known:
+        if name == impact:
+            return name
+    raise InputError(f"--impact {impact}: needs --model; with --onnx choose {', '.join(known)}")
 
 
 def own_attention(views: Views, layer: int) -> Floats:

@@ -50,9 +50,8 @@ class Linear:
     def _bias(self, cutter: Cutter) -> Floats:
         node = cutter.makers[str(self.bias)]
         name = node.input[2] if node.op_type == "Gemm" else _operand(cutter, node)
-        width = cutter.stored[cutter.makers[self.product].input[1]].dims[
-            0 if self.transposed else 1
-        ]
+        weight = cutter.stored[cutter.makers[self.product].input[1]]
+        width = weight.dims[0 if self.transposed else 1]
         return np.broadcast_to(_stored(cutter, name).ravel(), (width,))
 
     def replace(self, cutter: Cutter, weight: Floats, bias: Floats | None) -> Linear:

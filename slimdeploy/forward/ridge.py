@@ -68,6 +68,8 @@ class Normal:
         penalty = float(np.diagonal(self.left)[:size].mean() * strength)
         ridge = np.full(len(self.left), penalty)
         ridge[size:] = 1e-9 * penalty
-        solved: Floats = np.linalg.solve(self.left + np.diag(ridge), self.right)
+        solved: Floats = np.linalg.solve(self.left + np.diag(ridge), self.right).astype(
+            np.float64, copy=False
+        )
         shift: Floats | None = solved[size] if self.bias else None
         return solved[:size], shift

@@ -27,9 +27,6 @@ from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
 from slimdeploy.schedule import Layer, ModelGeometry
 
-HELD_OUT = 8
-"""One image in so many is not fitted to, and measures the result."""
-
 _CHECKED = 4
 
 
@@ -97,6 +94,7 @@ def slim_forward(
     images: Array,
     request: ForwardRequest,
     *,
+    held_out: Array | None = None,
     source: str = "model",
     progress: Progress | None = None,
 ) -> ForwardSlim:
@@ -105,7 +103,8 @@ def slim_forward(
     Args:
         model: a dense graph with one input, of images; left as it is.
         geometry: of `model`, as a keep schedule holds it.
-        images: preprocessed calibration images, [n, C, H, W]. One in eight is held out.
+        images: preprocessed calibration images, [n, C, H, W].
+        held_out: images alike that nothing is fitted to; the result is measured on them.
         source: what messages call the model.
         progress: called with a line after each step; there are `steps(geometry, request)`.
 
@@ -119,22 +118,21 @@ def slim_forward(
     dense = dense_graph(model, source=source).model
     blocks = block_names(dense)
     batch = batch_size(geometry.heads, geometry.tokens)
-    fitted, held = _split(images)
     with open_store() as store:
-        layers = _choose(dense, geometry, blocks, fitted, batch, counts, request, store, tell)
+        layers = _choose(dense, geometry, blocks, images, batch, counts, request, store, tell)
         keep = [list(layer.keep) for layer in layers]
         slim = slim_graph(model, keep, replace(request.options, optimize=False), source=source)
         checked = feed_of(dense, images[:_CHECKED], batch)
         pool = request.options.pool_kept
         parity = _require(model, slim.model, keep, pool, checked, source)
         tell("graph slimmed and checked")
-        seen = feed_of(dense, held, batch) if len(held) else None
+        seen = None if held_out is None else feed_of(dense, held_out, batch)
         wanted = HeadView.of(dense, blocks, seen) if seen else None
         ids = _in_order(slim.model, keep, geometry.tokens)
         before = _error(slim.model, blocks, seen, wanted, ids[-1])
         notes, after = list(slim.notes), None
         if request.reconstruct == "refit":
-            feed = feed_of(dense, fitted, batch)
+            feed = feed_of(dense, images, batch)
             done = _refit(dense, slim.model, blocks, ids, geometry, feed, store, request, tell)
             notes += done.notes
             transfer(done, dense)
@@ -156,12 +154,6 @@ def slim_forward(
 def steps(geometry: ModelGeometry, request: ForwardRequest) -> int:
     """How many lines of progress `slim_forward` gives."""
     return geometry.depth * (2 if request.reconstruct == "refit" else 1) + 1
-
-
-def _split(images: Array) -> tuple[Array, Array]:
-    """Images to fit to and images held out, both drawn evenly."""
-    out = np.arange(len(images)) % HELD_OUT == HELD_OUT - 1
-    return images[~out], images[out]
 
 
 def _choose(
