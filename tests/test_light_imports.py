@@ -13,7 +13,7 @@ import slimdeploy
 PACKAGE = Path(slimdeploy.__file__).parent
 LIGHT = [
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    for folder in ("graph", "engine", "precision", "measure", "serve", "report")
+    for folder in ("graph", "engine", "forward", "precision", "measure", "serve", "report")
     for path in sorted((PACKAGE / folder).rglob("*.py"))
 ]
 _BLOCK = """
