@@ -7,6 +7,7 @@ operand is the residual stream, and the Add's output is where a block's tokens a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimdeploy.errors import GraphError
@@ -69,6 +70,23 @@ def find_blocks(work: Work) -> tuple[list[Block], list[str]]:
         first = misses[0] if misses else "it has no Softmax and no Attention node"
         raise GraphError(f"no transformer block found: {first}")
     return blocks, misses
+
+
+def dense_tokens(blocks: Sequence[Block]) -> int:
+    """The number of tokens of a dense stream.
+
+    Raises:
+        GraphError: if blocks differ in it: then the graph already drops or merges tokens.
+    """
+    tokens: int = blocks[0].keys
+    for number, block in enumerate(blocks, 1):
+        if (block.queries, block.keys) != (tokens, tokens):
+            raise GraphError(
+                f"{label(block.anchor)}: block {number} has {block.queries} queries for "
+                f"{block.keys} keys, not {tokens} for each: a schedule applies to a dense graph, "
+                "in which all blocks have all tokens"
+            )
+    return tokens
 
 
 def _block(work: Work, anchor: Node) -> Block:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from slimdeploy.errors import GateError, GraphError, InputError
-from slimdeploy.graph.blocks import Block, find_blocks
+from slimdeploy.graph.blocks import dense_tokens, find_blocks
 from slimdeploy.graph.flow import trace
 from slimdeploy.graph.forbid import check_absent, check_names
 from slimdeploy.graph.forms import input_passes, no_selection, selection
@@ -28,7 +28,7 @@ from slimdeploy.graph.passes import (
 from slimdeploy.graph.passes.unflatten_tokens import unflatten
 from slimdeploy.graph.postconditions import BlockCount, check_graph
 from slimdeploy.graph.structure import add_shapes
-from slimdeploy.graph.work import Work, label
+from slimdeploy.graph.work import Work
 
 _OLDEST_OPSET = 13
 
@@ -71,7 +71,7 @@ def slim_graph(
         options = options or GraphOptions()
         work = prepared(model, options)
         blocks, misses = find_blocks(work)
-        tokens = _token_count(blocks)
+        tokens = dense_tokens(blocks)
         wanted = checked_keep(keep, len(blocks), tokens)
         trace(work, blocks, wanted, pool_kept=options.pool_kept)  # refuses before any rewrite
         chosen = selection(work, blocks, wanted, options)
@@ -99,9 +99,10 @@ def lossless_graph(
         if options.prefix_blocks:
             result.notes.append("nothing to save: only the last block has any, and it is cut off")
         elif [count.queries for count in result.blocks] == [block.queries for block in blocks]:
-            result.notes.append(
-                f"nothing to save: the head reads all {blocks[-1].queries} tokens of the last block"
-            )
+            whole = blocks[-1].queries == blocks[-1].keys
+            reads = f"the head reads all {blocks[-1].queries} tokens of the last block"
+            less = "the last block computes no more than the head reads"
+            result.notes.append(f"nothing to save: {reads if whole else less}")
         return result
 
 
@@ -151,23 +152,6 @@ def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Wor
     run([*input_passes(options), *canonical], work)
     unflatten(work)
     return work
-
-
-def _token_count(blocks: Sequence[Block]) -> int:
-    """The number of tokens of the dense stream.
-
-    Raises:
-        GraphError: if blocks differ in it: then the graph already drops or merges tokens.
-    """
-    tokens = blocks[0].keys
-    for number, block in enumerate(blocks, 1):
-        if (block.queries, block.keys) != (tokens, tokens):
-            raise GraphError(
-                f"{label(block.anchor)}: block {number} has {block.queries} queries for "
-                f"{block.keys} keys, not {tokens} for each: a schedule applies to a dense graph, "
-                "in which all blocks have all tokens"
-            )
-    return tokens
 
 
 def _finished(

@@ -8,6 +8,6 @@ without; `sizes` reads widths from shapes and weights. Nothing looks at names.
 from __future__ import annotations
 
 from slimdeploy.graph.anatomy.head import Head
-from slimdeploy.graph.anatomy.read import Anatomy, Table, dense_tokens, read_anatomy
+from slimdeploy.graph.anatomy.read import Anatomy, Table, read_anatomy
 
-__all__ = ["Anatomy", "Head", "Table", "dense_tokens", "read_anatomy"]
+__all__ = ["Anatomy", "Head", "Table", "read_anatomy"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slimdeploy.errors import GraphError
 from slimdeploy.graph.anatomy.head import Head, read_head
 from slimdeploy.graph.anatomy.origin import Image, origin_of_tokens
 from slimdeploy.graph.anatomy.sizes import classes, heads, mlp_width
-from slimdeploy.graph.blocks import Block, find_blocks, token_axes
+from slimdeploy.graph.blocks import Block, dense_tokens, find_blocks, token_axes
 from slimdeploy.graph.prefix import entering_stream
 from slimdeploy.graph.work import Work, is_constant, label
 
@@ -78,22 +77,6 @@ def read_anatomy(work: Work) -> Anatomy:
         tables=tuple(_tables(work, blocks)),
         misses=tuple(misses),
     )
-
-
-def dense_tokens(blocks: Sequence[Block]) -> int:
-    """The number of tokens of a dense stream.
-
-    Raises:
-        GraphError: if blocks differ in it: then the graph already drops or merges tokens.
-    """
-    tokens = blocks[0].keys
-    for number, block in enumerate(blocks, 1):
-        if (block.queries, block.keys) != (tokens, tokens):
-            raise GraphError(
-                f"block {number} has {block.queries} queries for {block.keys} keys, not {tokens} "
-                "for each: a schedule applies to a dense graph, in which all blocks have all tokens"
-            )
-    return tokens
 
 
 def _is_long(shape: tuple[int, ...], axes: set[int]) -> bool:
