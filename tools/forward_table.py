@@ -1,0 +1,241 @@
+"""Slimming from forward passes alone, measured: top-1 of each impact, without and with the refit.
+
+    python -m tools.forward_table --minutes 40
+
+Every row draws its own calibration images (seeded) from the training split, without labels. The
+ONNX rows are what `slim --onnx` computes, from the file that `export` writes; the torch rows are
+what `slim --model` computes from the same images. Validation and test images are looked at here
+only, and nothing is chosen by them. Each finished row is kept in the JSON file, so that a run that
+was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from cyclopts import App
+from numpy.typing import NDArray
+
+from slimdeploy.cli import main as slimdeploy
+from slimdeploy.cli.common import load_arrays, open_images
+from slimdeploy.cli.onnx_source import DenseFile, open_dense
+from slimdeploy.console import note
+from slimdeploy.files import write_text
+from slimdeploy.forward.running import feed_of, open_whole
+from slimdeploy.forward.slimming import ForwardRequest, slim_forward
+from slimdeploy.graph import slim_graph
+from slimdeploy.images import ImageFolder
+from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.slim.accuracy import torch_logits
+from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.pipeline import SlimRequest, slim_model
+from slimdeploy.slim.timm_models import describe, load_model
+
+app = App(help="Compare ways of slimming an ONNX file by forward passes.")
+
+FORWARD = ("grid", "random", "path", "attention", "class-attention", "centre")
+TORCH = ("joint", "grid", "path")
+SPLITS = ("val", "test")
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share: the dense model twice, and the images that judge."""
+
+    dense: DenseFile
+    model: Any
+    name: str
+    preprocessing: Any
+    train: ImageFolder
+    images: int
+    arrays: dict[str, NDArray[np.float32]]
+    labels: dict[str, NDArray[np.int64]]
+
+    def calibration(self, seed: int) -> NDArray[np.float32]:
+        """The images that a seed draws."""
+        return load_arrays(self.train.sample(self.images, seed), self.preprocessing)
+
+    def judge(self, model: onnx.ModelProto) -> dict[str, str]:
+        """Which images of each split an ONNX graph gets right, as hexadecimal bits."""
+        result = {}
+        with open_whole(model) as part:
+            for split in SPLITS:
+                feed = feed_of(model, self.arrays[split], 16)
+                logits = np.concatenate([next(iter(x.values())) for _, x in feed.run(part)])
+                result[split] = bits(logits.argmax(1) == self.labels[split])
+        return result
+
+    def judge_torch(self, model: Any) -> dict[str, str]:
+        """The same of a torch model."""
+        return {
+            split: bits(torch_logits(model, self.arrays[split]).argmax(1) == self.labels[split])
+            for split in SPLITS
+        }
+
+
+def bits(right: Bools) -> str:
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(text: str, count: int) -> Bools:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
+
+
+def onnx_row(bench: Bench, impact: Any, reduction: float, seed: int) -> dict[str, Any]:
+    """`slim --onnx` on one draw of images."""
+    request = ForwardRequest(mac_reduction=reduction, impact=impact, seed=seed)
+    images, start = bench.calibration(seed), perf_counter()
+    found = slim_forward(bench.dense.model, bench.dense.geometry, images, request)
+    seconds = perf_counter() - start
+    plain = slim_graph(bench.dense.model, [layer.keep for layer in found.layers]).model
+    judged = {"dense_weights": bench.judge(plain), "refit": bench.judge(found.model)}
+    return {"seconds": round(seconds, 1), **judged}
+
+
+def torch_row(bench: Bench, impact: Any, reduction: float, seed: int) -> dict[str, Any]:
+    """`slim --model` on the same draw."""
+    request = SlimRequest(mac_reduction=reduction, impact=impact, seed=seed)
+    images, start = torch.from_numpy(bench.calibration(seed)), perf_counter()
+    found = slim_model(bench.model, describe(bench.model, bench.name), images, request)
+    seconds = perf_counter() - start
+    keep = [list(layer.keep) for layer in found.layers]
+    return {
+        "seconds": round(seconds, 1),
+        "dense_weights": bench.judge_torch(SlimVit(bench.model, keep).eval()),
+        "refit": bench.judge_torch(SlimVit(found.model, keep).eval()),
+    }
+
+
+def wanted(reductions: list[float], seeds: int) -> Iterator[tuple[str, str, float, int]]:
+    """Path, impact, reduction and seed of each row, what matters most first."""
+    for seed in range(seeds):
+        for reduction in reductions:
+            yield from (("onnx", impact, reduction, seed) for impact in FORWARD)
+            if seed == 0:
+                yield from (("torch", impact, reduction, seed) for impact in TORCH)
+
+
+@app.default
+def main(
+    *,
+    output: Path = Path("docs/bench/forward"),
+    model: str = "vit_tiny_patch16_224",
+    checkpoint: Path = Path("models/elpv_vit_tiny/model.safetensors"),
+    data_dir: Path = Path("build/elpv"),
+    work_dir: Path = Path("build/forward"),
+    reductions: tuple[float, ...] = (0.46, 0.54, 0.60),
+    seeds: int = 3,
+    images: int = 256,
+    minutes: float = 600.0,
+) -> None:
+    """Make the table: OUTPUT.json holds the rows, OUTPUT.md shows them."""
+    start, path = perf_counter(), output.with_suffix(".json")
+    bench = _bench(model, checkpoint, data_dir, work_dir, images)
+    settings = {
+        "command": "python -m tools.forward_table",
+        "model": model,
+        "images": images,
+        "counts": {split: len(bench.labels[split]) for split in SPLITS},
+    }
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    same = before.get("settings") == settings
+    table = {"settings": settings, "dense": bench.judge(bench.dense.model)}
+    table["rows"] = before["rows"] if same else []
+    done = {(r["path"], r["impact"], r["mac_reduction"], r["seed"]) for r in table["rows"]}
+    for key in wanted(list(reductions), seeds):
+        if key in done:
+            continue
+        if perf_counter() - start > 60 * minutes:
+            note("time is up; run it again to go on")
+            break
+        make = onnx_row if key[0] == "onnx" else torch_row
+        names = dict(zip(("path", "impact", "mac_reduction", "seed"), key, strict=True))
+        table["rows"].append({**names, **make(bench, *key[1:])})
+        note(f"{key}: {table['rows'][-1]['seconds']} s")
+        write_text(path, json.dumps(table, indent=1) + "\n")
+        write_text(output.with_suffix(".md"), markdown(table))
+
+
+def _bench(name: str, checkpoint: Path, data: Path, work: Path, images: int) -> Bench:
+    file = work / "dense.onnx"
+    words = ["--model", name, "--checkpoint", str(checkpoint), "--output", str(file)]
+    slimdeploy(["export", *words])
+    model, preprocessing = load_model(name, checkpoint)
+    splits = {split: open_images(data, split, split) for split in SPLITS}
+    return Bench(
+        dense=open_dense(file),
+        model=model,
+        name=name,
+        preprocessing=preprocessing,
+        train=open_images(data, None, "train", labelled=False),
+        images=images,
+        arrays={s: load_arrays(folder, preprocessing) for s, folder in splits.items()},
+        labels={s: np.array(folder.labels) for s, folder in splits.items()},
+    )
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The rows, mean over seeds."""
+    settings, counts = table["settings"], table["settings"]["counts"]
+    dense = {s: unpacked(table["dense"][s], n).mean() for s, n in counts.items()}
+    lines = [
+        "# Slimming an ONNX file by forward passes alone",
+        "",
+        f"`{settings['model']}` of `models/elpv_vit_tiny`, {settings['images']} unlabelled "
+        f"training images a draw, geometric counts; {counts['val']} validation and "
+        f"{counts['test']} test images; dense top-1 {dense['val']:.2%} and {dense['test']:.2%}. "
+        "`onnx`: `slim --onnx`, without torch; `torch`: `slim --model`. Mean over seeds (draws of "
+        "images). In brackets: difference to dense on the test split in points, with its 95 % "
+        f"interval (paired bootstrap over images). Made by `{settings['command']}`, which goes "
+        "on where it stopped.",
+    ]
+    for reduction in sorted({r["mac_reduction"] for r in table["rows"]}):
+        lines += ["", f"## {reduction:.0%} fewer MACs", ""]
+        lines += [
+            "| impact | by | seeds | dense weights: val | test | after refit: val | test |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += _lines(table, reduction)
+    return "\n".join(lines) + "\n"
+
+
+def _lines(table: dict[str, Any], reduction: float) -> list[str]:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table["rows"]:
+        if row["mac_reduction"] == reduction:
+            groups.setdefault((row["path"], row["impact"]), []).append(row)
+    shown = []
+    for (by, impact), rows in sorted(groups.items()):
+        seeds = ", ".join(str(row["seed"]) for row in rows)
+        cells = [impact, by, seeds]
+        for stage in ("dense_weights", "refit"):
+            cells += [_cell(table, rows, stage, split) for split in SPLITS]
+        shown.append("| " + " | ".join(cells) + " |")
+    return shown
+
+
+def _cell(table: dict[str, Any], rows: list[dict[str, Any]], stage: str, split: str) -> str:
+    count = table["settings"]["counts"][split]
+    right = np.mean([unpacked(row[stage][split], count) for row in rows], axis=0)
+    if split != "test":
+        return f"{right.mean():.2%}"
+    pairs = np.stack([right, unpacked(table["dense"][split], count).astype(float)], axis=1)
+    found = bootstrap_interval(pairs, lambda x: float((x[:, 0] - x[:, 1]).mean()), seed=0)
+    difference = 100 * float(right.mean() - pairs[:, 1].mean())
+    return (
+        f"{right.mean():.2%} ({difference:+.1f}; {100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    )
+
+
+if __name__ == "__main__":
+    app()
