@@ -49,7 +49,7 @@ class Cutter:
         part.graph.name = "part"
         part.graph.node.extend(n for n in self.model.graph.node if needed & set(n.output))
         ends = dict.fromkeys((*inputs, *self.images))
-        part.graph.input.extend(self._type(name) for name in ends if name in read)
+        part.graph.input.extend(_with_rank(self._type(name)) for name in ends if name in read)
         part.graph.output.extend(self._type(name) for name in outputs)
         for name in sorted(read & self.stored.keys()):
             part.graph.initializer.append(_inside(self.stored[name]))
@@ -75,6 +75,17 @@ class Cutter:
             raise GraphError(f"the type of tensor '{name}' is unknown to onnx: no cut there")
         value: onnx.ValueInfoProto = self.types[name]
         return value
+
+
+def _with_rank(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """A type that says its rank, without which a runtime expects a number; streams have 3 axes."""
+    kind = value.type.tensor_type
+    if kind.HasField("shape"):
+        return value
+    made: onnx.ValueInfoProto = onnx.helper.make_tensor_value_info(
+        value.name, kind.elem_type, [None] * 3
+    )
+    return made
 
 
 def _inside(tensor: onnx.TensorProto) -> onnx.TensorProto:

@@ -28,6 +28,7 @@ from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
 from slimdeploy.schedule import Layer, ModelGeometry
 
 _CHECKED = 4
+_WORSE = "the refit made the held-out error larger: give more --images, or a larger --ridge"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def slim_forward(
         keep = [list(layer.keep) for layer in layers]
         slim = slim_graph(model, keep, replace(request.options, optimize=False), source=source)
         checked = feed_of(dense, images[:_CHECKED], batch)
-        pool = request.options.pool_kept
+        pool = request.options.pool_kept and bool(geometry.head_pools)
         parity = _require(model, slim.model, keep, pool, checked, source)
         tell("graph slimmed and checked")
         seen = None if held_out is None else feed_of(dense, held_out, batch)
@@ -137,6 +138,8 @@ def slim_forward(
             notes += done.notes
             transfer(done, dense)
             after = _error(slim.model, blocks, seen, wanted, ids[-1])
+        if before and after and after.head_input > before.head_input:
+            notes.append(_WORSE)
     final = _written(slim, request, source)
     return ForwardSlim(
         model=final.model,
