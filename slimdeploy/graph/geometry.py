@@ -22,7 +22,7 @@ def geometry_of(anatomy: Anatomy, name: str, outputs: tuple[str, ...] = ()) -> M
     channels, height, width = anatomy.image.size
     down, across = anatomy.grid
     patch = (height // down, width // across)
-    if (height // patch[0], width // patch[1]) != (down, across):
+    if 0 in patch or (height // patch[0], width // patch[1]) != (down, across):
         raise GraphError(
             f"input '{anatomy.image.name}': {height} x {width} pixels are not divided evenly "
             f"into {down} x {across} patches"

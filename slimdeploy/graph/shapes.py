@@ -19,6 +19,7 @@ from slimdeploy.graph.evaluate import Array, Types, evaluate, is_affordable
 from slimdeploy.graph.stored import SMALL, Held, Values, hold
 
 _BATCHES = (2, 3)
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ def _has_dynamic_batch(model: onnx.ModelProto) -> bool:
                 )
             dynamic = True
     return dynamic
+
+
+def channels_last(size: Sequence[int]) -> bool:
+    """Whether an image's `size`, without its batch, is [H, W, C]: C is 1, 3 or 4."""
+    return size[0] not in _CHANNELS and size[-1] in _CHANNELS
 
 
 def runtime_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

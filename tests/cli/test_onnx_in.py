@@ -178,3 +178,18 @@ def test_what_is_no_plain_transformer_is_described_with_the_reason(
     found = run(capsys, "inspect", dense)
     assert found["slimmable"] is False
     assert found["reason"].startswith("no transformer block found")
+
+
+def test_a_dense_file_with_its_channels_last(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last, sched, slim = (dense.with_name(name) for name in ("last.onnx", "sched.json", "slim.onnx"))
+    run(capsys, "export", "--onnx", dense, "--input-layout", "nhwc", "--output", last)
+    found, original = (run(capsys, "inspect", file)["geometry"] for file in (last, dense))
+    assert found | {"name": ""} == original | {"name": ""}
+    run(capsys, "plan", "--onnx", last, "--mac-reduction", "0.4", "--output", sched)
+    run(capsys, "export", "--keep-schedule", sched, "--output", slim)
+    words = ["--slim", slim, "--keep-schedule", sched, "--images", "2"]
+    assert run(capsys, "verify", "--dense", dense, *words)["passed"]
+    words = ["--keep-schedule", sched, "--input-layout", "nhwc", "--output", slim]
+    assert "[B, H, W, C] already" in fails(capsys, "export", *words)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Port
 from slimdeploy.graph.axes.layout import factor_groups
+from slimdeploy.graph.shapes import channels_last
 from slimdeploy.graph.work import Node, Tensor, Work, label, producer
 
 Grid = tuple[int, int]
@@ -87,7 +88,7 @@ class _Walk:
 
 
 def _image(work: Work) -> Image:
-    """The one input of rank 4.
+    """The one input of rank 4, channels first or last.
 
     Raises:
         GraphError: if there is none, or more than one.
@@ -96,7 +97,11 @@ def _image(work: Work) -> Image:
     images = [(name, shape) for name, shape in shapes.items() if len(shape) == 4]
     if len(images) != 1:
         raise GraphError(f"{len(images)} inputs are images [B, C, H, W]; there must be one")
-    name, (_, channels, height, width) = images[0]
+    name, (_, *sizes) = images[0]
+    if channels_last(sizes):
+        height, width, channels = sizes
+    else:
+        channels, height, width = sizes
     return Image(name, (channels, height, width))
 
 

@@ -7,10 +7,10 @@ import onnx_graphsurgeon as gs
 from slimdeploy.errors import InputError
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.rewrite import become_identity
+from slimdeploy.graph.shapes import channels_last
 from slimdeploy.graph.work import Node, Tensor, Work, drop_identities, replace_uses
 
 _TO_NCHW = (0, 3, 1, 2)
-_CHANNELS = (1, 3, 4)
 
 
 class ChannelsLast(Pass):
@@ -34,7 +34,7 @@ class ChannelsLast(Pass):
     def _turn(self, work: Work, index: int) -> None:
         old = work.graph.inputs[index]
         batch, channels, height, width = old.shape
-        if channels not in _CHANNELS and width in _CHANNELS:
+        if channels_last((channels, height, width)):
             raise InputError(f"--input-layout nhwc: input '{old.name}' is [B, H, W, C] already")
         image = gs.Variable(old.name, old.dtype, [batch, height, width, channels])
         work.graph.inputs[index] = image
