@@ -12,7 +12,6 @@ was stopped goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -116,13 +115,26 @@ def torch_row(bench: Bench, impact: Any, reduction: float, seed: int) -> dict[st
     }
 
 
-def wanted(reductions: list[float], seeds: int) -> Iterator[tuple[str, str, float, int]]:
+def wanted(reductions: list[float], seeds: int) -> list[tuple[str, str, float, int]]:
     """Path, impact, reduction and seed of each row, what matters most first."""
-    for seed in range(seeds):
-        for reduction in reductions:
-            yield from (("onnx", impact, reduction, seed) for impact in FORWARD)
-            if seed == 0:
-                yield from (("torch", impact, reduction, seed) for impact in TORCH)
+    rows = [
+        (path, impact, reduction, seed)
+        for path, impacts in (("onnx", FORWARD), ("torch", TORCH))
+        for impact in impacts
+        for reduction in reductions
+        for seed in range(seeds)
+    ]
+    return sorted(rows, key=_priority)
+
+
+def _priority(row: tuple[str, str, float, int]) -> tuple[int, float, int]:
+    """First one seed of the main impacts, then their other seeds, then all else."""
+    path, impact, reduction, seed = row
+    order = (FORWARD if path == "onnx" else TORCH).index(impact)
+    main = path == "onnx" and order < 3
+    early = (path == "onnx" and order < 5) or reduction <= 0.46
+    return (0 if main and not seed else 1 if early and not seed else 2 if main else 3 + seed,
+            reduction, order)  # fmt: skip
 
 
 @app.default
