@@ -85,8 +85,9 @@ def counts_for_budget(
         return mac_reduction(model, counts_of_shape(model, shape, r, multiple_of))
 
     if saved(0.0) < mac_reduction_wanted:
+        rounded = f" that are multiples of {multiple_of}" * (multiple_of > 1)
         raise InputError(
-            f"--mac-reduction {mac_reduction_wanted}: {shape} counts reach at most "
+            f"--mac-reduction {mac_reduction_wanted}: {shape} counts{rounded} reach at most "
             f"{math.floor(saved(0.0) * 1000) / 1000} on {model.name}"
         )
     low, high = 0.0, 1.0

@@ -72,6 +72,18 @@ def find_weights(
     return path
 
 
+def require_timm(schedule: KeepSchedule, path: Path, remedy: str) -> None:
+    """Refuse a schedule for an ONNX file where only the PyTorch model will do.
+
+    Raises:
+        InputError: with the file it is for, and `remedy`.
+    """
+    if schedule.model.source == "onnx":
+        raise InputError(
+            f"{path}: model.source: is for the ONNX file {schedule.model.name}; {remedy}"
+        )
+
+
 def dense_weights(schedule: KeepSchedule, path: Path, checkpoint: Path | None) -> Path | None:
     """Weights of the dense model: the given ones, else those the schedule names."""
     return checkpoint or find_weights(schedule.checkpoint, path)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import open_images, show
 from slimdeploy.console import progress_bar
-from slimdeploy.errors import GateError
-from slimdeploy.manifest import verify_manifest
+from slimdeploy.errors import GateError, InputError
+from slimdeploy.manifest import manifest_path, verify_manifest
 from slimdeploy.report.tables import accuracy_table
 
 if TYPE_CHECKING:
     from slimdeploy.images import ImageFolder
     from slimdeploy.measure.accuracy import Accuracy
+    from slimdeploy.preprocessing import Preprocessing
 
 
 def evaluate(
@@ -30,10 +31,12 @@ def evaluate(
     """Top-1 accuracy on an image folder, through the preprocessing the artifact was made with.
 
     Args:
-        artifact: an ONNX file with its manifest beside it.
+        artifact: an ONNX file with its manifest beside it, which records the preprocessing; for
+            a file of your own, `plan --onnx` takes it (--mean and --std).
         data_dir: labelled images: an image folder, or one with train/val/test inside.
         split: split of the data (test if there is one).
-        dense: the dense model's file, to compare with image by image.
+        dense: the dense model's file, to compare with image by image. Where none is recorded for
+            it, its images go through the same preprocessing.
         batch_size: images a call.
         max_top1_drop: fail (exit 1) if top-1 is more points below the dense model's, as 0.5.
         threads: of the runtime (default: its own choice).
@@ -42,11 +45,14 @@ def evaluate(
     from slimdeploy.measure.accuracy import compare_accuracy
 
     folder = open_images(data_dir, split, "test")
-    found = measure(artifact, folder, batch_size, threads)
+    preprocessing = recorded(artifact)
+    found = measure(artifact, folder, preprocessing, batch_size, threads)
     if dense is None:
         show(found.to_json(), accuracy_table(found), json)
         return
-    reference = measure(dense, folder, batch_size, threads)
+    if manifest_path(dense).is_file():
+        preprocessing = verify_manifest(dense).preprocessing or preprocessing
+    reference = measure(dense, folder, preprocessing, batch_size, threads)
     compared = compare_accuracy(reference, found)
     sides = {"dense": reference.to_json(), "slim": found.to_json()}
     table = accuracy_table(reference, found, compared)
@@ -58,15 +64,33 @@ def evaluate(
         )
 
 
-def measure(artifact: Path, folder: ImageFolder, batch_size: int, threads: int | None) -> Accuracy:
-    """Accuracy of one artifact through its recorded preprocessing, with a progress bar."""
+def recorded(artifact: Path) -> Preprocessing:
+    """The preprocessing in the manifest of `artifact`.
+
+    Raises:
+        InputError: if there is none.
+        GateError: if the manifest is for another file.
+    """
+    found = verify_manifest(artifact).preprocessing
+    if found is None:
+        raise InputError(
+            f"{artifact}: its manifest records no preprocessing; give plan --onnx --mean and "
+            "--std, and export it again with that schedule"
+        )
+    return found
+
+
+def measure(
+    artifact: Path,
+    folder: ImageFolder,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    threads: int | None,
+) -> Accuracy:
+    """Accuracy of one artifact, with a progress bar."""
     from slimdeploy.engine import open_engine
-    from slimdeploy.errors import InputError
     from slimdeploy.measure import accuracy
 
-    preprocessing = verify_manifest(artifact).preprocessing
-    if preprocessing is None:
-        raise InputError(f"{artifact}: its manifest records no preprocessing; export it again")
     with open_engine(artifact, threads=threads) as engine, progress_bar() as progress:
         bar = progress.add_task(f"evaluating {artifact.name}", total=len(folder))
         return accuracy.evaluate(

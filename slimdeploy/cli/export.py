@@ -28,8 +28,8 @@ def export(
     outputs: tuple[str, ...] = (),
     pool_kept: bool = False,
     check: bool = True,
-    exporter: Exporter = "dynamo",
-    opset: int = 20,
+    exporter: Exporter | None = None,
+    opset: int | None = None,
     static_batch: bool = False,
     fused_attention: bool = False,
     data_dir: Path | None = None,
@@ -63,10 +63,12 @@ def export(
         prefix_blocks: end the graph after so many blocks: a probe for a compiler.
         outputs: outputs of --onnx to keep, where it has more than the one that is wanted.
         pool_kept: let the head pool over the kept tokens (default: as the schedule says).
-        check: run dense and slim with ONNX Runtime and compare (with --onnx).
-        exporter: torch's graph capture (dynamo) or its tracer (torchscript).
-        opset: ONNX operator set; from 20 GELU is one operator, which ONNX Runtime runs faster; 17
-            and 18 for older TensorRT, 23 for one Attention operator (with --fused-attention).
+        check: run dense and slim with ONNX Runtime and compare; --no-check goes with --onnx only.
+        exporter: torch's graph capture (dynamo, the default) or its tracer (torchscript). This and
+            the next three are for a timm model: an ONNX file is taken as it is.
+        opset: ONNX operator set (default: 20); from 20 GELU is one operator, which ONNX Runtime
+            runs faster; 17 and 18 for older TensorRT, 23 for one Attention operator (with
+            --fused-attention).
         static_batch: fix the batch size at 1.
         fused_attention: export scaled_dot_product_attention instead of its three steps.
         data_dir: images for the check (default: seeded noise).
@@ -82,21 +84,28 @@ def export(
     )
     if lossless and keep_schedule is not None:
         raise InputError("--lossless takes no --keep-schedule: it drops nothing that is read")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
     stage = Stage(keep_schedule, lossless, options, data_dir, split, tolerance, check)
     path = stage.dense_file(onnx)
     check_writable(output, path, keep_schedule, checkpoint)
     if path is not None:
         from slimdeploy.cli.export_onnx import export_file
 
-        _refuse("--onnx", model=model, checkpoint=checkpoint, img_size=img_size)
+        _refuse(
+            "--onnx", model=model, checkpoint=checkpoint, img_size=img_size,
+            exporter=exporter, opset=opset, static_batch=static_batch or None,
+            fused_attention=fused_attention or None,
+        )  # fmt: skip
         result = export_file(stage, path, separated(outputs), output)
     else:
         from slimdeploy.cli.export_torch import TorchExport, export_timm
 
-        _refuse("a timm model", outputs=outputs or None)
+        _refuse("a timm model", outputs=outputs or None, no_check=None if check else True)
         made = TorchExport(
-            model, checkpoint, exporter, opset, static_batch, fused_attention, img_size
-        )
+            model, checkpoint, exporter or "dynamo", 20 if opset is None else opset,
+            static_batch, fused_attention, img_size,
+        )  # fmt: skip
         result = export_timm(stage, made, output)
     show(result, stage.sentence(result), json)
 

@@ -7,7 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slimdeploy.cli.common import dense_weights, find_weights, open_images, show, weights_file
+from slimdeploy.cli.common import (
+    dense_weights,
+    find_weights,
+    open_images,
+    require_timm,
+    show,
+    weights_file,
+)
 from slimdeploy.console import note
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
@@ -91,6 +98,7 @@ def finetune(
         from slimdeploy.slim.timm_models import load_scheduled
         from slimdeploy.slim.training import FinetuneOptions
     schedule = KeepSchedule.read(keep_schedule)
+    require_timm(schedule, keep_schedule, "training needs one made with slim or plan --model")
     dense = dense_weights(schedule, keep_schedule, checkpoint)
     initial = (
         initial_checkpoint

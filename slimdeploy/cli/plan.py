@@ -38,8 +38,8 @@ def plan(
     img_size: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
-    interpolation: Interpolation = "bicubic",
-    crop_pct: float = 1.0,
+    interpolation: Interpolation | None = None,
+    crop_pct: float | None = None,
     output: Path = Path("sched.json"),
     json: bool = False,
 ) -> None:
@@ -56,23 +56,39 @@ def plan(
         multiple_of: round token counts to a multiple, as 8 or 16.
         seed: of random positions.
         pool_kept: let a head that pools over all tokens pool over the kept ones.
-        outputs: outputs of the ONNX file to keep, where it has more than the one that is wanted.
+        outputs: outputs of the ONNX file to keep, where it has more than the one that is wanted
+            (with --onnx, as the next four).
         num_classes: classes of the head, if not the model's own (with --model).
         img_size: the model's input size in pixels, if not its own (with --model).
-        mean: what an ONNX file's images are normalised by, to be recorded: 0.485 0.456 0.406.
+        mean: what an ONNX file's images are normalised by, to be recorded: 0.485 0.456 0.406
+            (default: what its manifest records, if it has one).
         std: likewise: 0.229 0.224 0.225.
-        interpolation: how its images are resized.
-        crop_pct: the share of the resized image's shorter edge that the central crop keeps.
+        interpolation: how its images are resized (default: bicubic).
+        crop_pct: the share of the resized image's shorter edge that the central crop keeps
+            (default: 1).
         output: the keep schedule to write.
         json: print the result as JSON.
     """
     check_writable(output, checkpoint, onnx)
     if onnx is not None:
-        _only_timm(model=model, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size)
+        _goes_with(
+            "--model, not with --onnx",
+            model=model, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size,
+        )  # fmt: skip
+        if mean is None and std is None:
+            _goes_with("--mean and --std", interpolation=interpolation, crop_pct=crop_pct)
         geometry, preprocessing = _of_file(onnx, separated(outputs))
-        given = given_preprocessing(geometry.input_size, mean, std, interpolation, crop_pct)
+        given = given_preprocessing(
+            geometry.input_size, mean, std, interpolation or "bicubic",
+            1.0 if crop_pct is None else crop_pct,
+        )  # fmt: skip
         preprocessing = given or preprocessing
     elif model is not None:
+        _goes_with(
+            "--onnx, not with --model",
+            outputs=outputs or None, mean=mean, std=std, interpolation=interpolation,
+            crop_pct=crop_pct,
+        )  # fmt: skip
         geometry, preprocessing = _of_timm(model, checkpoint, num_classes, img_size)
     else:
         raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
@@ -100,10 +116,10 @@ def plan(
     show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
 
 
-def _only_timm(**others: object) -> None:
-    for name, value in others.items():
+def _goes_with(source: str, **given: object) -> None:
+    for name, value in given.items():
         if value is not None:
-            raise InputError(f"--{name.replace('_', '-')}: goes with --model, not with --onnx")
+            raise InputError(f"--{name.replace('_', '-')}: goes with {source}")
 
 
 def _of_file(path: Path, outputs: tuple[str, ...]) -> tuple[ModelGeometry, Preprocessing | None]:

@@ -48,7 +48,7 @@ def verify(
         seed: of their draw.
         tolerance: largest difference allowed, as a share of the scale (default: 2e-5, with
             --dense 1e-2 if either file holds float16 weights and 5e-2 for bfloat16).
-        per_block: compare the streams of every block too.
+        per_block: compare the streams of every block too (this and the next three with --dense).
         pool_kept: the head pools over the kept tokens (default: as the schedule says).
         threads: CPU threads (default: all).
         output: the record to write (default: the ONNX file's name with .verify.json).
@@ -76,6 +76,16 @@ def verify(
         raise InputError("give --dense, the ONNX file to compare with, or --keep-schedule")
     if data_dir is None:
         raise InputError("give --dense, the ONNX file to compare with, or --data-dir")
+    _need_dense(
+        pool_kept=pool_kept, threads=threads is not None, output=output is not None,
+        no_per_block=not per_block,
+    )  # fmt: skip
     verify_torch(
         slim, keep_schedule, data_dir, checkpoint, split, images, seed, tolerance or 2e-5, json
     )
+
+
+def _need_dense(**given: bool) -> None:
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(f"--{name.replace('_', '-')}: goes with --dense")

@@ -19,7 +19,7 @@ from slimdeploy.cli.verify_record import (
 )
 from slimdeploy.errors import GateError, GraphError, InputError
 from slimdeploy.files import check_writable, write_text
-from slimdeploy.manifest import package_versions
+from slimdeploy.manifest import manifest_path, package_versions
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +41,7 @@ def verify_dense(check: Check, as_json: bool) -> None:
     from slimdeploy.measure.parity import TOLERANCES
 
     start = perf_counter()
-    check_writable(check.output, *check.files.values())
+    check_writable(check.output, *check.files.values(), *map(manifest_path, check.files.values()))
     dense, slim = load_onnx(check.dense), load_onnx(check.slim)
     weights = coarsest_weights(dense, slim)
     tolerance = check.tolerance or TOLERANCES[weights]
@@ -130,9 +130,34 @@ def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair:
     try:
         found = pair(dense, slim, check.slim, keep, pool_kept=pool_kept, per_block=check.per_block)
     except (GraphError, InputError) as error:
+        _check_schedule(check, dense)  # a schedule of another model is the better reason
         raise type(error)(f"{check.dense}: {error}") from error
     check.notes.extend(found.remarks)
+    if keep is None and found.remarks:
+        check.notes.append("if tokens were dropped, give the schedule with --keep-schedule")
     return found
+
+
+def _check_schedule(check: Check, dense: onnx.ModelProto) -> None:
+    """Refuse a schedule that was made for another model.
+
+    Raises:
+        InputError: with the first field that differs.
+    """
+    from slimdeploy.graph.anatomy import read_anatomy
+    from slimdeploy.graph.geometry import check_geometry, geometry_of
+    from slimdeploy.graph.outputs import keep_outputs
+    from slimdeploy.graph.slimming import prepared
+
+    if check.schedule is None:
+        return
+    wanted = check.schedule.model
+    try:
+        keep_outputs(dense, wanted.outputs)
+        found = geometry_of(read_anatomy(prepared(dense)), check.dense.name)
+    except (GraphError, InputError):
+        return
+    check_geometry(found, wanted, str(check.keep_schedule))
 
 
 def _image_sets(check: Check, dense: onnx.ModelProto, pair: Pair) -> dict[str, Iterator[Array]]:

@@ -77,6 +77,7 @@ def first_failure(proofs: dict[str, Proof]) -> str:
     first, most = first_bad(proof.blocks), worst(proof.blocks)
     if first is None or most is None:
         name, parity = next((n, p) for n, p in proof.outputs.items() if not p.passed)
-        return f"output '{name}' differs on {kind} images: {parity}; all streams before it agree"
+        before = "all streams before it agree" if proof.blocks else "no stream was compared"
+        return f"output '{name}' differs on {kind} images: {parity}; {before}"
     said = f"differs on {kind} images, first in {first}"
     return said if most is first else f"{said}; most in {most}"

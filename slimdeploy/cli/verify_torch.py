@@ -9,6 +9,7 @@ from slimdeploy.cli.common import (
     load_onnx,
     onnx_logits,
     open_images,
+    require_timm,
     show,
     slim_weights,
 )
@@ -38,6 +39,8 @@ def verify_torch(
         GateError: if the logits differ, or the file is not the one its manifest describes.
         InputError: if the file's token counts are not the schedule's, or something cannot be read.
     """
+    schedule = KeepSchedule.read(keep_schedule)
+    require_timm(schedule, keep_schedule, "give that file with --dense")
     with requires("train"):
         from slimdeploy.slim.accuracy import torch_logits
         from slimdeploy.slim.model import SlimVit
@@ -46,7 +49,6 @@ def verify_torch(
     from slimdeploy.manifest import manifest_path, verify_manifest
     from slimdeploy.measure.parity import compare_outputs
 
-    schedule = KeepSchedule.read(keep_schedule)
     manifest = verify_manifest(slim) if manifest_path(slim).is_file() else None
     if checkpoint is None and manifest is not None:
         checkpoint = _recorded_weights(slim, manifest)

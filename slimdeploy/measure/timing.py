@@ -249,7 +249,7 @@ def _common_shape(dense: Engine, slim: Engine) -> tuple[int, ...]:
         names = [engine.describe().artifact for engine in (dense, slim)]
         raise InputError(
             f"{names[0]} takes images of {list(shapes[0])} and {names[1]} of {list(shapes[1])}: "
-            "both must take the same fixed size"
+            "both must take the same fixed size, and have the same --input-layout"
         )
     return (0, *(dim for dim in shapes[0] if dim is not None))
 

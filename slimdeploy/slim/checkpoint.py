@@ -36,6 +36,8 @@ class Checkpoint:
         """
         if not path.is_file():
             raise InputError(f"{path}: no such checkpoint")
+        if path.suffix == ".onnx":
+            raise InputError(f"{path}: is an ONNX file, not a checkpoint; give it with --onnx")
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as file:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import pytest
+from PIL import Image
 
 from slimdeploy.cli import main
 from slimdeploy.manifest import read_manifest
@@ -193,3 +194,84 @@ def test_a_dense_file_with_its_channels_last(
     assert run(capsys, "verify", "--dense", dense, *words)["passed"]
     words = ["--keep-schedule", sched, "--input-layout", "nhwc", "--output", slim]
     assert "[B, H, W, C] already" in fails(capsys, "export", *words)
+
+
+THREE = ["0.5", "0.5", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "--opset", "20"], "--opset: does not go with --onnx"),
+        (["export", "--exporter", "torchscript"], "--exporter: does not go with --onnx"),
+        (["export", "--fused-attention"], "--fused-attention: does not go with --onnx"),
+        (["export", "--static-batch"], "--static-batch: does not go with --onnx"),
+        (["export", "--tolerance", "0"], "--tolerance 0.0: must be above 0 and below 1"),
+        (["plan", "--crop-pct", "0.9"], "--crop-pct: goes with --mean and --std"),
+        (["plan", "--multiple-of", "64"], "counts that are multiples of 64 reach at most"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(
+    dense: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = dense.with_name("output")
+    verb, *more = arguments
+    assert words in fails(capsys, verb, "--onnx", dense, *more, "--output", output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "--mean", *THREE], "--mean: goes with --onnx"),
+        (["plan", "--outputs", "x"], "--outputs: goes with --onnx"),
+        (["export", "--no-check"], "--no-check: does not go with a timm model"),
+    ],
+)
+def test_a_flag_for_files_is_refused_for_a_timm_model(
+    tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *more = arguments
+    line = fails(capsys, verb, "--model", "test_vit", *more, "--output", tmp_path / "output")
+    assert words in line
+
+
+def test_where_a_file_s_schedule_is_of_no_use(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sched, slim = dense.with_name("sched.json"), dense.with_name("slim.onnx")
+    run(capsys, "plan", "--onnx", dense, "--output", sched)
+    words = ["--keep-schedule", sched, "--data-dir", dense.parent]
+    line = fails(capsys, "finetune", *words, "--output", dense.with_name("w.safetensors"))
+    assert "sched.json: model.source: is for the ONNX file dense.onnx; training needs" in line
+    line = fails(capsys, "verify", "--slim", slim, *words)
+    assert "sched.json: model.source: is for the ONNX file dense.onnx; give that file" in line
+    line = fails(capsys, "export", "--model", "test_vit", "--checkpoint", dense, "--output", slim)
+    assert "dense.onnx: is an ONNX file, not a checkpoint" in line
+
+
+def test_accuracy_beside_a_dense_file_of_which_nothing_is_recorded(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sched, slim = dense.with_name("sched.json"), dense.with_name("slim.onnx")
+    images = image_folder(dense.parent / "images", classes=onnx_classes(dense))
+    evaluate = ["evaluate", slim, "--dense", dense, "--data-dir", images]
+    run(capsys, "plan", "--onnx", dense, "--output", sched)
+    run(capsys, "export", "--keep-schedule", sched, "--output", slim)
+    assert "give plan --onnx --mean and --std" in fails(capsys, *evaluate)
+    run(capsys, "plan", "--onnx", dense, "--mean", *THREE, "--std", *THREE, "--output", sched)
+    run(capsys, "export", "--keep-schedule", sched, "--output", slim)
+    found = run(capsys, *evaluate)
+    assert found["dense"]["preprocessing"] == found["slim"]["preprocessing"]
+
+
+def onnx_classes(path: Path) -> int:
+    return int(onnx.load(path).graph.output[0].type.tensor_type.shape.dim[1].dim_value)
+
+
+def image_folder(root: Path, classes: int) -> Path:
+    for index in range(classes):
+        folder = root / f"class{index}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64), (20 * index, 90, 200)).save(folder / "0.png")
+    return root

@@ -287,7 +287,7 @@ def test_a_schedule_for_another_depth_is_bad_input(
 ) -> None:
     schedule([*KEEP, [0]], depth=DEPTH + 1).write(files["sched.json"])
     error = fails(capsys, words(files), 2)
-    assert "dense.onnx: keep lists 4 blocks, the graph has 3" in error
+    assert "sched.json: model.depth is 4, dense.onnx has 3; the schedule is for another" in error
 
 
 def test_real_images_need_a_recorded_preprocessing(
@@ -305,3 +305,27 @@ def test_something_to_compare_with_must_be_given(
     assert "give --dense, the ONNX file to compare with" in fails(capsys, slim, 2)
     scheduled = [*slim, "--keep-schedule", str(files["sched.json"])]
     assert "or --data-dir" in fails(capsys, scheduled, 2)
+
+
+def test_a_slim_file_without_its_schedule(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = ["verify", "--dense", str(files["dense.onnx"]), "--slim", str(files["slim.onnx"])]
+    assert fails(capsys, [*shown, "--images", "1"], 1).endswith("; no stream was compared\n")
+    assert "give the schedule with --keep-schedule" in record(files)["notes"][-1]
+
+
+def test_the_record_does_not_replace_a_manifest(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = files["slim.onnx"].with_name("slim.onnx.json")
+    assert "is an input of this command" in fails(capsys, words(files, "--output", manifest), 2)
+
+
+@pytest.mark.parametrize("flag", ["--pool-kept", "--no-per-block", "--threads=1", "--output=x"])
+def test_flags_that_need_the_dense_file(
+    flag: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["verify", "--slim", str(files["slim.onnx"]), "--data-dir", "images"]
+    arguments += ["--keep-schedule", str(files["sched.json"]), flag]
+    assert f"{flag.split('=')[0]}: goes with --dense" in fails(capsys, arguments, 2)
