@@ -40,7 +40,7 @@ from slimdeploy.slim.timm_models import describe, load_model
 
 app = App(help="Compare ways of slimming an ONNX file by forward passes.")
 
-FORWARD = ("grid", "random", "path", "attention", "class-attention", "centre")
+FORWARD = ("grid", "random", "path", "cover", "attention", "class-attention", "centre")
 TORCH = ("joint", "grid", "path")
 SPLITS = ("val", "test")
 
@@ -131,8 +131,8 @@ def _priority(row: tuple[str, str, float, int]) -> tuple[int, float, int]:
     """First one seed of the main impacts, then their other seeds, then all else."""
     path, impact, reduction, seed = row
     order = (FORWARD if path == "onnx" else TORCH).index(impact)
-    main = path == "onnx" and order < 3
-    early = (path == "onnx" and order < 5) or reduction <= 0.46
+    main = path == "onnx" and order < 4
+    early = (path == "onnx" and order < 6) or reduction <= 0.46
     return (0 if main and not seed else 1 if early and not seed else 2 if main else 3 + seed,
             reduction, order)  # fmt: skip
 

@@ -20,6 +20,7 @@ from slimdeploy.console import note, progress_bar
 from slimdeploy.counts import Shape
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
+from slimdeploy.forward.choices import ForwardImpact
 from slimdeploy.graph.options import Select
 from slimdeploy.preprocessing import Interpolation
 from slimdeploy.schedule import KeepSchedule, Provenance
@@ -41,7 +42,7 @@ def slim(
     tolerance: float | None = None,
     shape: Shape = "geometric",
     multiple_of: int = 1,
-    impact: ImpactName | None = None,
+    impact: ImpactName | ForwardImpact | None = None,
     reconstruct: Reconstruct = "refit",
     images: int = 192,
     search_images: int = 64,
@@ -81,7 +82,8 @@ def slim(
         shape: how a budget's token counts fall over the layers.
         multiple_of: round token counts to a multiple, as 8 or 16.
         impact: what ranks the tokens (default: joint; with --onnx, where joint is not to be had,
-            grid); path is the paper's score, grid, centre and random look at no image.
+            grid); path is the paper's score; cover, only with --onnx, keeps what the others are
+            predicted from; grid, centre and random look at no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
         images: calibration images to draw, all of which the refit uses.
         search_images: how many of them the search looks at.
@@ -135,7 +137,7 @@ def slim(
         tolerance=tolerance,
         shape=shape,
         multiple_of=multiple_of,
-        impact=impact or "joint",
+        impact=_with_gradients(impact or "joint"),
         reconstruct=reconstruct,
         step=10 if step is None else step,
         seed=seed,
@@ -152,6 +154,13 @@ def slim(
         note(f"{folder.root}: only {len(folder)} images there, {images} were asked for")
     schedule = _run(request, model, checkpoint, kwargs, folder, output, weights)
     show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
+
+
+def _with_gradients(impact: ImpactName | ForwardImpact) -> ImpactName:
+    """`impact`, if the PyTorch path has it."""
+    if impact == "cover":
+        raise InputError("--impact cover: needs --onnx")
+    return impact
 
 
 def _refuse(source: str, **given: object) -> None:

@@ -27,7 +27,7 @@ from slimdeploy.console import note, progress_bar
 from slimdeploy.counts import Shape
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
-from slimdeploy.forward.impact import require_forward
+from slimdeploy.forward.choices import ForwardImpact, require_forward
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph.options import GraphOptions, Select
 from slimdeploy.graph.storage import replaced_model, save_model
@@ -53,7 +53,7 @@ class OnnxSlim:
     mac_reduction: float | None
     shape: Shape
     multiple_of: int
-    impact: ImpactName | None
+    impact: ImpactName | ForwardImpact | None
     reconstruct: Reconstruct
     images: int
     search_images: int

@@ -6,7 +6,8 @@ ONNX Runtime over calibration images.
 Code map:
     slimming        the whole of it as one function: dense graph and images in, slim graph out
     choose          which tokens each layer keeps, last layer first
-    impact, maps    what ranks the tokens; attention probabilities as an output
+    impact, cover   what ranks the tokens
+    views, maps     what that looks at: streams, and attention probabilities as an output
     refit, ridge    the weights behind the dropped tokens, solved anew block by block
     linear          the layers that are solved for: found in a graph, and replaced
     anatomy, cut    the tensors between which blocks lie, and graphs cut there

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from slimdeploy.forward.impact import Floats, ForwardImpact, Views, scores
+from slimdeploy.forward.choices import ForwardImpact
+from slimdeploy.forward.impact import Floats, scores
+from slimdeploy.forward.views import Views
 from slimdeploy.schedule import Layer
 
 

@@ -4,69 +4,31 @@
 `attention`        norm of what the block's own attention gives a token, before the projection
 `class-attention`  how much what the head reads attends to a token in the next block
 `path`             the paper's impact score, over all attention paths to what the last layer keeps
+`cover`            tokens that the others are predicted from best (`forward/cover.py`)
 
-They are the PyTorch path's estimators (`slim/impact/`), with the dense weights in all blocks.
+All but the last are the PyTorch path's estimators (`slim/impact/`), with dense weights in all
+blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import GraphError, InputError
-from slimdeploy.forward.anatomy import BlockNames
-from slimdeploy.forward.cut import Cutter
+from slimdeploy.forward.choices import ForwardImpact
+from slimdeploy.forward.cover import cover
 from slimdeploy.forward.linear import Linear, find_linear
 from slimdeploy.forward.maps import map_part, per_head, stream_part
-from slimdeploy.forward.running import Feed, open_part
-from slimdeploy.forward.store import Array, Store
+from slimdeploy.forward.running import open_part
+from slimdeploy.forward.store import Array
+from slimdeploy.forward.views import Views
 from slimdeploy.positions import rank_positions
-from slimdeploy.schedule import ModelGeometry
-
-ForwardImpact = Literal["grid", "centre", "random", "attention", "class-attention", "path"]
 
 Floats = NDArray[np.float64]
-
-
-@dataclass
-class Views:
-    """The dense graph's blocks and its streams on the calibration images.
-
-    Attributes:
-        streams: per layer l from 0 the dense Z_l over all images, [n, N, D], once asked for.
-        keep: ids kept by the layers that are decided already, by their number.
-    """
-
-    geometry: ModelGeometry
-    cutter: Cutter
-    blocks: Sequence[BlockNames]
-    feed: Feed
-    store: Store
-    keep: dict[int, Sequence[int]] = field(default_factory=dict)
-    streams: dict[int, Array] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """N, the number of tokens of the dense stream."""
-        return self.geometry.tokens
-
-    def stream(self, layer: int) -> Array:
-        """Z_layer over all images; those of all layers before it are made on the way."""
-        if layer not in self.streams:
-            name = self.blocks[layer].entering
-            start = self.blocks[layer - 1].entering if layer else None
-            known = {} if start is None else {start: self.stream(layer - 1)}
-            with open_part(self.cutter.cut([*known], [name])) as part:
-                self.streams[layer] = self.feed.collect(self.store, part, name, known)
-        return self.streams[layer]
-
-    def entering(self, block: BlockNames) -> dict[str, Array]:
-        """The activations that enter `block`, by name."""
-        return {block.entering: self.stream(block.number - 1)}
 
 
 def scores(views: Views, impact: ForwardImpact, layer: int, seed: int) -> Floats:
@@ -80,19 +42,6 @@ def scores(views: Views, impact: ForwardImpact, layer: int, seed: int) -> Floats
         return _LOOKING[impact](views, layer)
     positions: Any = impact
     return rank_positions(views.geometry, positions, seed)
-
-
-def require_forward(impact: str) -> ForwardImpact:
-    """`impact`, if forward passes are enough for it.
-
-    Raises:
-        InputError: if they are not.
-    """
-    known: tuple[ForwardImpact, ...] = get_args(ForwardImpact)
-    for name in known:
-        if name == impact:
-            return name
-    raise InputError(f"--impact {impact}: needs --model; with --onnx choose {', '.join(known)}")
 
 
 def own_attention(views: Views, layer: int) -> Floats:
@@ -216,4 +165,5 @@ _LOOKING: dict[str, Callable[[Views, int], Floats]] = {
     "attention": own_attention,
     "class-attention": class_attention,
     "path": path,
+    "cover": cover,
 }

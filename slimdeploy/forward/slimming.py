@@ -12,14 +12,15 @@ import onnx
 from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.errors import InputError
 from slimdeploy.forward.anatomy import BlockNames, block_names
+from slimdeploy.forward.choices import ForwardImpact
 from slimdeploy.forward.choose import choose_tokens
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.errors import HeadError, HeadView
-from slimdeploy.forward.impact import ForwardImpact, Views
 from slimdeploy.forward.refit import Refit, refit_graph, transfer
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
 from slimdeploy.forward.store import Array, Store, open_store
+from slimdeploy.forward.views import Views
 from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, slim_graph
 from slimdeploy.graph.keep import token_order
 from slimdeploy.graph.masked import masked_graph

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.errors import InputError
+from slimdeploy.forward.choices import require_forward
 from slimdeploy.forward.choose import choose_tokens, top_up
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.forward.impact import Views, require_forward, scores
+from slimdeploy.forward.impact import scores
 from slimdeploy.forward.store import Store, open_store
+from slimdeploy.forward.views import Views
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.search import SearchOptions, search
