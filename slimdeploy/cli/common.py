@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from slimdeploy.console import arguments
 from slimdeploy.errors import InputError
-from slimdeploy.files import sha256_file
+from slimdeploy.files import check_writable, sha256_file
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, mac_reduction, schedule_macs
 from slimdeploy.preprocessing import Preprocessing
@@ -112,6 +112,20 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     from slimdeploy.graph.storage import load_model
 
     return load_model(path)
+
+
+def check_weights_safe(target: Path, model: Path | None) -> None:
+    """Fail if `target` is a file of weights that the ONNX file `model` keeps beside it.
+
+    Raises:
+        InputError: naming it; or if `model` cannot be read.
+    """
+    if model is None or not target.is_file():
+        return
+    from slimdeploy.graph.storage import parse_model
+    from slimdeploy.measure.onnx_file import external_files
+
+    check_writable(target, *(model.parent / name for name in external_files(parse_model(model))))
 
 
 def onnx_logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimdeploy.cli.common import separated, show
+from slimdeploy.cli.common import check_weights_safe, separated, show
 from slimdeploy.cli.export_stage import Stage
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable
 from slimdeploy.graph.options import GraphOptions, InputLayout, Select
+from slimdeploy.manifest import manifest_path
 from slimdeploy.slim.choices import Exporter
 
 
@@ -88,7 +89,11 @@ def export(
         raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
     stage = Stage(keep_schedule, lossless, options, data_dir, split, tolerance, check)
     path = stage.dense_file(onnx)
+    if output.suffix != ".onnx":
+        raise InputError(f"--output {output}: name an .onnx file")
     check_writable(output, path, keep_schedule, checkpoint)
+    check_writable(manifest_path(output), keep_schedule)
+    check_weights_safe(output, path)
     if path is not None:
         from slimdeploy.cli.export_onnx import export_file
 

@@ -18,7 +18,7 @@ from slimdeploy.cli.onnx_source import open_dense, require_droppable
 from slimdeploy.errors import MissingError
 from slimdeploy.graph.geometry import check_geometry
 from slimdeploy.graph.outputs import keep_outputs
-from slimdeploy.graph.storage import replaced_model, save_model
+from slimdeploy.graph.storage import replaced_model, save_model, write_model
 from slimdeploy.manifest import write_manifest
 from slimdeploy.measure.parity import Parity
 from slimdeploy.preprocessing import Preprocessing
@@ -86,7 +86,7 @@ def _write(stage: Stage, path: Path, outputs: tuple[str, ...], target: Path) -> 
         check_geometry(dense.geometry, stage.schedule.model, str(stage.schedule_path))
         preprocessing = stage.schedule.preprocessing or preprocessing
     made = stage.apply(dense.model, str(path))
-    save_model(made.model, target)
+    write_model(made.model, target)
     counts = [block.queries for block in made.blocks]
     allowed = stage.allowed(made.model)
     return _Written(dense.geometry, preprocessing, counts, list(made.notes), allowed)

@@ -10,7 +10,7 @@ from slimdeploy.cli.common import command_line, onnx_logits, slim_weights
 from slimdeploy.cli.export_stage import PACKAGES, Stage
 from slimdeploy.errors import InputError, requires
 from slimdeploy.graph.options import GraphOptions
-from slimdeploy.graph.storage import replaced_model, save_model
+from slimdeploy.graph.storage import replaced_model, write_model
 from slimdeploy.manifest import write_manifest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
@@ -65,7 +65,7 @@ def export_timm(stage: Stage, how: TorchExport, output: Path) -> dict[str, Any]:
     notes = [] if made is None else list(made.notes)
     parity = None
     with replaced_model(output) as path:
-        save_model(dense if made is None else made.model, path)
+        write_model(dense if made is None else made.model, path)
         if stage.options.prefix_blocks is None:
             logits = onnx_logits(path, images)
             allowed = stage.allowed(dense)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import (
+    check_weights_safe,
     command_line,
     separated,
     show,
@@ -70,6 +71,7 @@ def plan(
         json: print the result as JSON.
     """
     check_writable(output, checkpoint, onnx)
+    check_weights_safe(output, onnx)
     if onnx is not None:
         _goes_with(
             "--model, not with --onnx",

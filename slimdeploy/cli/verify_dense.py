@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from slimdeploy import __version__
-from slimdeploy.cli.common import command_line, load_onnx, show
+from slimdeploy.cli.common import check_weights_safe, command_line, load_onnx, show
 from slimdeploy.cli.verify_check import Check
 from slimdeploy.cli.verify_record import (
     first_failure,
@@ -42,6 +42,8 @@ def verify_dense(check: Check, as_json: bool) -> None:
 
     start = perf_counter()
     check_writable(check.output, *check.files.values(), *map(manifest_path, check.files.values()))
+    for model in (check.dense, check.slim):
+        check_weights_safe(check.output, model)
     dense, slim = load_onnx(check.dense), load_onnx(check.slim)
     weights = coarsest_weights(dense, slim)
     tolerance = check.tolerance or TOLERANCES[weights]

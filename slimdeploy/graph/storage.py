@@ -110,36 +110,50 @@ def save_model(
     Raises:
         InputError: as `replaced_model`, or if weights lie in a file that cannot be read.
     """
-    size = sum(_size(tensor) for tensor in model.graph.initializer) + _rest(model).ByteSize()
     with replaced_model(path) as temporary:
-        try:
-            if size > limit:
-                model = _moved_outside(model, _data_file(temporary), inside)
-            _write_message(model, temporary)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        write_model(model, temporary, limit, inside)
+
+
+def write_model(
+    model: onnx.ModelProto, path: Path, limit: int = MESSAGE_LIMIT, inside: int = 4096
+) -> None:
+    """As `save_model`, but straight to `path`: for the body of `replaced_model`.
+
+    Raises:
+        InputError: if weights lie in a file that cannot be read.
+        OSError: if the disk is full; `replaced_model` says so.
+    """
+    size = sum(_size(tensor) for tensor in model.graph.initializer) + _rest(model).ByteSize()
+    if size > limit:
+        model = _moved_outside(model, _data_file(path), inside)
+    _write_message(model, path)
 
 
 @contextmanager
 def replaced_model(path: Path) -> Iterator[Path]:
-    """A path to write a model to, or to call `save_model` with, that replaces the one at `path`.
+    """A path for `write_model`; what is written there replaces the model at `path`.
 
     If the body raises, all is as it was. If not, the model takes its name after its data file has,
     and a data file that only the old model named is removed; another's is never touched.
 
     Raises:
-        InputError: if the folder cannot be written, or a file that is not the old model's has the
-            name of the new one's data file.
+        InputError: if the folder cannot be written or the disk is full, or a file that is not the
+            old model's has the name of the new one's data file.
     """
     data = _data_file(path)
     stale = data.is_file() and data.name in _files_named(path)
-    with staged(path) as temporary:
-        yield temporary
-        written = _data_file(temporary).exists()
-        if written and data.exists() and not stale:
-            raise InputError(
-                f"{data}: is not {path.name}'s own; remove it or choose another --output"
-            )
+    try:
+        with staged(path) as temporary:
+            yield temporary
+            written = _data_file(temporary).exists()
+            if written and data.exists() and not stale:
+                raise InputError(
+                    f"{data}: is not {path.name}'s own; remove it or choose another --output"
+                )
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); choose another --output"
+        ) from error
     if stale and not written:
         data.unlink()
 

@@ -275,3 +275,33 @@ def image_folder(root: Path, classes: int) -> Path:
         folder.mkdir(parents=True)
         Image.new("RGB", (64, 64), (20 * index, 90, 200)).save(folder / "0.png")
     return root
+
+
+def test_no_output_replaces_what_is_read(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, manifest = dense.with_name("w.data"), dense.with_name("slim.onnx.json")
+    onnx.save(onnx.load(dense), dense, save_as_external_data=True, location=data.name)
+    run(capsys, "plan", "--onnx", dense, "--output", manifest)
+    before = {path.name: path.read_bytes() for path in dense.parent.iterdir()}
+    refused = "is an input of this command too"
+    assert refused in fails(capsys, "plan", "--onnx", dense, "--output", data)
+    line = fails(capsys, "verify", "--dense", dense, "--slim", dense, "--output", data)
+    assert f"{data}: {refused}" in line
+    words = ["export", "--keep-schedule", manifest, "--output"]
+    assert refused in fails(capsys, *words, dense.with_name("slim.onnx"))
+    assert f"--output {data}: name an .onnx file" in fails(capsys, *words, data)
+    assert {path.name: path.read_bytes() for path in dense.parent.iterdir()} == before
+
+
+def test_a_full_disk_names_the_output(
+    dense: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("slimdeploy.graph.storage._write_message", full)
+    slim = dense.with_name("slim.onnx")
+    line = fails(capsys, "export", "--onnx", dense, "--lossless", "--output", slim)
+    assert line.endswith("slim.onnx: cannot be written (No space left on device); choose another "
+                         "--output")  # fmt: skip
+    assert f"error: {slim}: " in line
+    assert [path.name for path in dense.parent.iterdir()] == ["dense.onnx"]
