@@ -214,7 +214,7 @@ THREE = ["0.5", "0.5", "0.5"]
 def test_a_flag_that_would_do_nothing_is_refused(
     dense: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = dense.with_name("output")
+    output = dense.with_name("output.onnx")
     verb, *more = arguments
     assert words in fails(capsys, verb, "--onnx", dense, *more, "--output", output)
     assert not output.exists()
@@ -232,7 +232,8 @@ def test_a_flag_for_files_is_refused_for_a_timm_model(
     tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verb, *more = arguments
-    line = fails(capsys, verb, "--model", "test_vit", *more, "--output", tmp_path / "output")
+    output = tmp_path / "output.onnx"
+    line = fails(capsys, verb, "--model", "test_vit", *more, "--output", output)
     assert words in line
 
 
