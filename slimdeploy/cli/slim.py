@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import (
     command_line,
     load_arrays,
     open_images,
-    separated,
     show,
     summary,
     summary_table,
     weights_file,
 )
+from slimdeploy.cli.slim_flags import FileFlags, refuse
 from slimdeploy.console import note, progress_bar
 from slimdeploy.counts import Shape
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
-from slimdeploy.forward.choices import ForwardImpact
-from slimdeploy.graph.options import Select
-from slimdeploy.preprocessing import Interpolation
 from slimdeploy.schedule import KeepSchedule, Provenance
 from slimdeploy.slim.choices import ImpactName, Reconstruct
 
@@ -42,7 +41,7 @@ def slim(
     tolerance: float | None = None,
     shape: Shape = "geometric",
     multiple_of: int = 1,
-    impact: ImpactName | ForwardImpact | None = None,
+    impact: ImpactName | Literal["cover"] | None = None,
     reconstruct: Reconstruct = "refit",
     images: int = 192,
     search_images: int = 64,
@@ -50,17 +49,9 @@ def slim(
     ridge: float = 1.0,
     seed: int = 0,
     img_size: int | None = None,
-    select: Select | None = None,
-    optimize: bool = False,
-    outputs: tuple[str, ...] = (),
-    pool_kept: bool = False,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
-    interpolation: Interpolation = "bicubic",
-    crop_pct: float = 1.0,
     output: Path | None = None,
-    output_schedule: Path | None = None,
     output_checkpoint: Path | None = None,
+    file: Annotated[FileFlags, Parameter(name="*")] = FileFlags(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> None:
     """Search which patches each layer needs, last layer first, on unlabelled images.
@@ -85,48 +76,29 @@ def slim(
             grid); path is the paper's score; cover, only with --onnx, keeps what the others are
             predicted from; grid, centre and random look at no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
-        images: calibration images to draw, all of which the refit uses.
+        images: calibration images to draw, all of which the refit uses (with --onnx one in eight
+            is held out instead, and measures the result).
         search_images: how many of them the search looks at.
         step: with a tolerance, tokens added per candidate (the paper's r'; default 10).
         ridge: strength of the refit's ridge, in mean diagonals of its normal matrix.
         seed: of every random choice.
         img_size: the model's input size in pixels, if not its own.
-        select: with --onnx, how a selection of tokens is written, as in `export`.
-        optimize: with --onnx, rewrite the graph to compute the same with less work.
-        outputs: outputs of --onnx to keep, where it has more than the one that is wanted.
-        pool_kept: with --onnx, let a head that pools over all tokens pool over the kept ones.
-        mean: what the images of --onnx are normalised by (default: as its manifest says).
-        std: likewise.
-        interpolation: how its images are resized.
-        crop_pct: the share of the resized image's shorter edge that the central crop keeps.
         output: the keep schedule to write (sched.json); with --onnx, the slim file (slim.onnx).
-        output_schedule: with --onnx, the keep schedule to write (default: beside the slim file).
         output_checkpoint: the recovered weights to write (default: beside the schedule); with
             --onnx, a dense file with these weights, from which `export` makes other forms and
             against which `verify` proves the slim one (default: none).
         json: print the result as JSON.
     """
+    _refuse_of_other(model, onnx, checkpoint, tolerance, step, img_size, file)
     if onnx is not None:
         from slimdeploy.cli.slim_onnx import OnnxSlim, slim_file
 
-        _refuse(
-            "--onnx", model=model, checkpoint=checkpoint, tolerance=tolerance, step=step,
-            img_size=img_size,
-        )  # fmt: skip
         wanted = OnnxSlim(
             data_dir, split, mac_reduction, shape, multiple_of, impact, reconstruct, images,
-            search_images, ridge, seed, select or "gather", optimize, separated(outputs), pool_kept,
-            mean, std, interpolation, crop_pct,
+            search_images, ridge, seed, file,
         )  # fmt: skip
-        written = output or Path("slim.onnx")
-        slim_file(onnx, wanted, written, output_schedule, output_checkpoint, json)
+        slim_file(onnx, wanted, output or Path("slim.onnx"), output_checkpoint, json)
         return
-    if model is None:
-        raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
-    _refuse(
-        "--model", select=select, optimize=optimize or None, outputs=outputs or None,
-        pool_kept=pool_kept or None, mean=mean, std=std, output_schedule=output_schedule,
-    )  # fmt: skip
     with requires("train"):
         from slimdeploy.slim import timm_models  # noqa: F401
         from slimdeploy.slim.pipeline import SlimRequest
@@ -144,29 +116,50 @@ def slim(
         search_images=search_images,
         refit=RefitOptions(strength=ridge),
     )
-    output = output or Path("sched.json")
     kwargs = {} if img_size is None else {"img_size": img_size}
-    weights = output_checkpoint or output.with_suffix(".safetensors")
-    check_writable(output, checkpoint)
-    check_writable(weights, checkpoint, output)
-    folder = open_images(data_dir, split, "train", labelled=False).sample(images, seed)
-    if len(folder) < images:
-        note(f"{folder.root}: only {len(folder)} images there, {images} were asked for")
-    schedule = _run(request, model, checkpoint, kwargs, folder, output, weights)
-    show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
+    schedule_path = output or Path("sched.json")
+    weights = output_checkpoint or schedule_path.with_suffix(".safetensors")
+    check_writable(schedule_path, checkpoint)
+    check_writable(weights, checkpoint, schedule_path)
+    sample = draw_images(data_dir, split, images, seed)
+    schedule = _run(request, str(model), checkpoint, kwargs, sample, schedule_path, weights)
+    result = {"schedule": str(schedule_path), **summary(schedule)}
+    show(result, summary_table(schedule), json)
 
 
-def _with_gradients(impact: ImpactName | ForwardImpact) -> ImpactName:
+def _refuse_of_other(
+    model: str | None,
+    onnx: Path | None,
+    checkpoint: Path | None,
+    tolerance: float | None,
+    step: int | None,
+    img_size: int | None,
+    file: FileFlags,
+) -> None:
+    """Stop at flags that belong to the other source, or where there is none."""
+    if onnx is not None:
+        given = {"model": model, "checkpoint": checkpoint, "tolerance": tolerance, "step": step}
+        refuse("--onnx", **given, img_size=img_size)
+    elif model is None:
+        raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
+    else:
+        file.refuse()
+
+
+def draw_images(data_dir: Path, split: str | None, images: int, seed: int) -> ImageFolder:
+    """The calibration images; says so where there are fewer than were asked for."""
+    folder = open_images(data_dir, split, "train", labelled=False)
+    sample = folder.sample(images, seed)
+    if len(sample) < images:
+        note(f"{folder.root}: only {len(sample)} images there, {images} were asked for")
+    return sample
+
+
+def _with_gradients(impact: ImpactName | Literal["cover"]) -> ImpactName:
     """`impact`, if the PyTorch path has it."""
     if impact == "cover":
         raise InputError("--impact cover: needs --onnx")
     return impact
-
-
-def _refuse(source: str, **given: object) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise InputError(f"--{name.replace('_', '-')}: does not go with {source}")
 
 
 def _run(

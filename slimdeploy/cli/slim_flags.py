@@ -1,0 +1,58 @@
+"""The flags that `slim` has for ONNX files only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from slimdeploy.errors import InputError
+from slimdeploy.graph.options import Select
+from slimdeploy.preprocessing import Interpolation
+
+
+@dataclass(frozen=True)
+class FileFlags:
+    """With --onnx only.
+
+    Attributes:
+        select: how a selection of tokens is written, as in `export`.
+        optimize: rewrite the graph to compute the same with less work.
+        outputs: outputs of the file to keep, where it has more than the one that is wanted.
+        pool_kept: let a head that pools over all tokens pool over the kept ones.
+        mean: what its images are normalised by (default: as its manifest says).
+        std: likewise.
+        interpolation: how its images are resized.
+        crop_pct: the share of the resized image's shorter edge that the central crop keeps.
+        output_schedule: the keep schedule to write (default: beside the slim file).
+    """
+
+    select: Select = "gather"
+    optimize: bool = False
+    outputs: tuple[str, ...] = ()
+    pool_kept: bool = False
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0
+    output_schedule: Path | None = None
+
+    def refuse(self) -> None:
+        """Stop if any of them was given.
+
+        Raises:
+            InputError: naming the first.
+        """
+        given = {x.name: getattr(self, x.name) for x in fields(self)}
+        default = {x.name: x.default for x in fields(self)}
+        refuse("--model", **{n: v for n, v in given.items() if v != default[n]})
+
+
+def refuse(source: str, **given: object) -> None:
+    """Stop if a flag was given that does not go with `source`.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')}: does not go with {source}")

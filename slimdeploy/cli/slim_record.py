@@ -1,0 +1,125 @@
+"""What `slim --onnx` leaves behind: the slim file, its schedule and manifest, and what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+
+from slimdeploy import __version__
+from slimdeploy.cli.common import command_line, summary, summary_table, weights_file
+from slimdeploy.cli.export_stage import PACKAGES
+from slimdeploy.cli.onnx_source import DenseFile
+from slimdeploy.graph.storage import replaced_model, save_model
+from slimdeploy.manifest import write_manifest
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.schedule import KeepSchedule, Provenance
+
+if TYPE_CHECKING:
+    from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim
+    from slimdeploy.images import ImageFolder
+
+
+def schedule_of(
+    dense: DenseFile,
+    request: ForwardRequest,
+    made: ForwardSlim,
+    preprocessing: Preprocessing,
+    sample: ImageFolder,
+    path: Path,
+) -> KeepSchedule:
+    """The keep schedule that will lie at `path`."""
+    return KeepSchedule(
+        model=dense.geometry,
+        preprocessing=preprocessing,
+        pool_kept=request.options.pool_kept and bool(dense.geometry.head_pools),
+        layers=tuple(made.layers),
+        checkpoint=weights_file(dense.path, path),
+        provenance=Provenance(
+            slimdeploy=__version__,
+            command=command_line(),
+            seed=request.seed,
+            impact=request.impact,
+            shape=request.shape,
+            mac_reduction=request.mac_reduction,
+            reconstruct=request.reconstruct,
+            images=len(sample),
+            data=sample.digest(),
+        ),
+    )
+
+
+def write_files(
+    made: ForwardSlim,
+    schedule: KeepSchedule,
+    preprocessing: Preprocessing,
+    source: Path,
+    output: Path,
+    schedule_path: Path,
+    output_dense: Path | None,
+) -> None:
+    """The graphs, then what describes them."""
+    with replaced_model(output) as temporary:
+        save_model(made.model, temporary)
+    schedule.write(schedule_path)
+    made_from = {"dense": source, "schedule": schedule_path}
+    write_manifest(
+        output,
+        kind="slim-onnx",
+        made_from=made_from,
+        command=command_line(),
+        packages=PACKAGES,
+        preprocessing=preprocessing,
+        tokens_per_block=[block.queries for block in made.blocks],
+        results=_evidence(made),
+    )
+    if output_dense is not None:
+        save_model(made.dense, output_dense)
+        write_manifest(
+            output_dense,
+            kind="dense-onnx",
+            made_from=made_from,
+            command=command_line(),
+            packages=PACKAGES,
+            preprocessing=preprocessing,
+        )
+
+
+def _evidence(made: ForwardSlim) -> dict[str, Any]:
+    errors = {"before": made.before, "after": made.after}
+    shown = {name: None if x is None else x.to_json() for name, x in errors.items()}
+    return {
+        "parity": made.final.to_json(),
+        "parity_before_refit": made.parity.to_json(),
+        "held_out": shown,
+    }
+
+
+def result_of(
+    made: ForwardSlim, schedule: KeepSchedule, output: Path, schedule_path: Path
+) -> dict[str, Any]:
+    """The result for a program."""
+    return {
+        "output": str(output),
+        "schedule": str(schedule_path),
+        **summary(schedule),
+        **_evidence(made),
+        "notes": made.notes,
+    }
+
+
+def sentences(made: ForwardSlim, schedule: KeepSchedule, output: Path) -> RenderableType:
+    """The result for a person."""
+    lines = [
+        f"wrote {output}: differs from the masked dense graph by {made.final.relative:.1e} of the "
+        f"outputs' scale on {made.final.rows} images"
+    ]
+    for name, error in (("before the refit", made.before), ("after the refit", made.after)):
+        if error is not None:
+            lines.append(
+                f"{name}: relative error {error.head_input:.4f} of the head's input, "
+                f"{error.outputs:.4f} of the outputs, top-1 as dense on "
+                f"{error.top1_agreement:.1%} of {error.images} held-out images"
+            )
+    return Group(summary_table(schedule), *lines, *made.notes)
