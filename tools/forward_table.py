@@ -12,6 +12,9 @@ was stopped goes on.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import timm
 import torch
 from cyclopts import App
 from numpy.typing import NDArray
@@ -31,9 +35,11 @@ from slimdeploy.files import write_text
 from slimdeploy.forward.running import feed_of, open_whole
 from slimdeploy.forward.slimming import ForwardRequest, slim_forward
 from slimdeploy.graph import slim_graph
+from slimdeploy.graph.storage import save_model
 from slimdeploy.images import ImageFolder
 from slimdeploy.measure.stats import bootstrap_interval
 from slimdeploy.slim.accuracy import torch_logits
+from slimdeploy.slim.dense_onnx import export_dense
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
 from slimdeploy.slim.timm_models import describe, load_model
@@ -161,8 +167,9 @@ def main(
     }
     before = json.loads(path.read_text()) if path.is_file() else {}
     same = before.get("settings") == settings
-    table = {"settings": settings, "dense": bench.judge(bench.dense.model)}
+    table: dict[str, Any] = {"settings": settings, "dense": bench.judge(bench.dense.model)}
     table["rows"] = before["rows"] if same else []
+    table["times"] = before.get("times", [])
     done = {(r["path"], r["impact"], r["mac_reduction"], r["seed"]) for r in table["rows"]}
     for key in wanted(list(reductions), seeds):
         if key in done:
@@ -176,6 +183,52 @@ def main(
         note(f"{key}: {table['rows'][-1]['seconds']} s")
         write_text(path, json.dumps(table, indent=1) + "\n")
         write_text(output.with_suffix(".md"), markdown(table))
+
+
+@app.command
+def time(
+    *,
+    output: Path = Path("docs/bench/forward"),
+    model: str = "vit_small_patch16_224",
+    data_dir: Path = Path("build/elpv"),
+    work_dir: Path = Path("build/forward"),
+    images: int = 256,
+    impacts: tuple[str, ...] = ("grid", "cover", "path"),
+) -> None:
+    """Time the command on a larger model of random weights; what is measured joins the table."""
+    file, path = work_dir / f"{model}.onnx", output.with_suffix(".json")
+    torch.manual_seed(0)
+    save_model(export_dense(timm.create_model(model).eval()), file)
+    words = ["slim", "--onnx", str(file), "--data-dir", str(data_dir), "--mac-reduction", "0.46"]
+    words += ["--mean", *["0.5"] * 3, "--std", *["0.5"] * 3, "--images", str(images)]
+    table = json.loads(path.read_text())
+    times = {(t["model"], t["impact"]): t for t in table.get("times", [])}
+    for impact in impacts:
+        command = [*words, "--impact", impact, "--output", str(work_dir / "timed.onnx")]
+        row = {"model": model, "impact": impact, "images": images, **_measured(command)}
+        times[model, impact] = row
+        note(json.dumps(row))
+        table["times"] = list(times.values())
+        write_text(path, json.dumps(table, indent=1) + "\n")
+        write_text(output.with_suffix(".md"), markdown(table))
+
+
+def _measured(words: list[str]) -> dict[str, Any]:
+    """Seconds, peak memory and the load of the machine while a command runs."""
+    program = [sys.executable, "-m", "slimdeploy", *words]
+    start = perf_counter()
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        _, status, used = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+    if run.returncode:
+        raise SystemExit(f"slimdeploy {' '.join(words)} failed")
+    return {
+        "seconds": round(perf_counter() - start, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_mb": round(used.ru_maxrss / 1024),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def _bench(name: str, checkpoint: Path, data: Path, work: Path, images: int) -> Bench:
@@ -218,7 +271,28 @@ def markdown(table: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         lines += _lines(table, reduction)
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_times(table)]) + "\n"
+
+
+def _times(table: dict[str, Any]) -> list[str]:
+    if not table.get("times"):
+        return []
+    lines = [
+        "",
+        "## Time and memory of `slim --onnx`",
+        "",
+        "Random weights, 46 % fewer MACs, the whole command; 64 of the images are searched. CPU "
+        "seconds are of all cores together; the load is the system's mean over the last minute, "
+        "this command included: above the number of cores, others took part of them. Made by "
+        "`python -m tools.forward_table time`.",
+        "",
+        "| model | impact | images | seconds | CPU seconds | peak memory, MB | cores | load |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names = ("model", "impact", "images", "seconds", "cpu_seconds", "peak_mb", "cores", "load")
+    for row in table["times"]:
+        lines.append("| " + " | ".join(str(row[name]) for name in names) + " |")
+    return lines
 
 
 def _lines(table: dict[str, Any], reduction: float) -> list[str]:
