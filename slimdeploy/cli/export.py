@@ -63,7 +63,7 @@ def export(
         input_layout: nhwc takes images as [B, H, W, C].
         prefix_blocks: end the graph after so many blocks: a probe for a compiler.
         outputs: outputs of --onnx to keep, where it has more than the one that is wanted.
-        pool_kept: let the head pool over the kept tokens (default: as the schedule says).
+        pool_kept: let the head of --onnx pool over the kept tokens (default: as the schedule says).
         check: run dense and slim with ONNX Runtime and compare; --no-check goes with --onnx only.
         exporter: torch's graph capture (dynamo, the default) or its tracer (torchscript). This and
             the next three are for a timm model: an ONNX file is taken as it is.
@@ -106,7 +106,10 @@ def export(
     else:
         from slimdeploy.cli.export_torch import TorchExport, export_timm
 
-        _refuse("a timm model", outputs=outputs or None, no_check=None if check else True)
+        _refuse(
+            "a timm model", outputs=outputs or None, pool_kept=pool_kept or None,
+            no_check=None if check else True,
+        )  # fmt: skip
         made = TorchExport(
             model, checkpoint, exporter or "dynamo", 20 if opset is None else opset,
             static_batch, fused_attention, img_size,

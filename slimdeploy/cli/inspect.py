@@ -16,7 +16,7 @@ from slimdeploy.schedule import KeepSchedule
 
 
 def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) -> None:
-    """What is this file? A keep schedule, an ONNX graph or a manifest, in words.
+    """What is this file? A keep schedule, an ONNX graph, a manifest or a record of `verify`.
 
     Of a graph: its blocks and the tokens of each, grid, prefix tokens, heads, widths, what the head
     reads, the tables that run along the tokens, MACs; and where tokens cannot be dropped, the node
@@ -49,5 +49,9 @@ def _record(file: Path) -> tuple[dict[str, Any], RenderableType]:
     if "artifact" in data:
         record = read_manifest(file).model_dump(mode="json")
         return record, json_module.dumps(record, indent=2)
+    if data.get("kind") == "verification":
+        return data, json_module.dumps(data, indent=2)
+    if not {"model", "layers"} & data.keys():
+        raise InputError(f"{file}: neither a keep schedule nor a manifest")
     schedule = KeepSchedule.read(file)
     return {"schedule": str(file), **summary(schedule)}, summary_table(schedule)

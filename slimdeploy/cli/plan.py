@@ -56,7 +56,7 @@ def plan(
         positions: which patches stay: an even grid, the centre, or a seeded random choice.
         multiple_of: round token counts to a multiple, as 8 or 16.
         seed: of random positions.
-        pool_kept: let a head that pools over all tokens pool over the kept ones.
+        pool_kept: let a head that pools over all tokens pool over the kept ones (with --onnx).
         outputs: outputs of the ONNX file to keep, where it has more than the one that is wanted
             (with --onnx, as the next four).
         num_classes: classes of the head, if not the model's own (with --model).
@@ -88,8 +88,8 @@ def plan(
     elif model is not None:
         _goes_with(
             "--onnx, not with --model",
-            outputs=outputs or None, mean=mean, std=std, interpolation=interpolation,
-            crop_pct=crop_pct,
+            pool_kept=pool_kept or None, outputs=outputs or None, mean=mean, std=std,
+            interpolation=interpolation, crop_pct=crop_pct,
         )  # fmt: skip
         geometry, preprocessing = _of_timm(model, checkpoint, num_classes, img_size)
     else:

@@ -19,6 +19,7 @@ from slimdeploy.slim.checkpoint import Checkpoint
 from slimdeploy.slim.types import Vit
 
 _REGISTER: PrefixKind = "register"
+_AS_FILE = "write the model as ONNX and give the file: plan --onnx FILE --pool-kept"
 
 
 def load_model(
@@ -132,9 +133,9 @@ def check_supported(model: Vit, name: str) -> None:
     elif min(model.patch_embed.grid_size) < 1:
         reason = f"has no patches at {model.patch_embed.img_size} pixels; give a larger --img-size"
     elif getattr(model, "attn_pool", None) is not None:
-        reason = "has an attention-pooling head that reads every patch"
+        reason = f"has an attention-pooling head that reads every patch; {_AS_FILE}"
     elif model.global_pool != "token":
-        reason = f"pools with '{model.global_pool}' over all patches, so none can be dropped"
+        reason = f"pools with '{model.global_pool}' over all patches; {_AS_FILE}"
     elif model.cls_token is None:
         reason = "has no class token"
     else:

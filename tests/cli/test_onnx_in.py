@@ -225,6 +225,8 @@ def test_a_flag_that_would_do_nothing_is_refused(
     [
         (["plan", "--mean", *THREE], "--mean: goes with --onnx"),
         (["plan", "--outputs", "x"], "--outputs: goes with --onnx"),
+        (["plan", "--pool-kept"], "--pool-kept: goes with --onnx"),
+        (["export", "--pool-kept"], "--pool-kept: does not go with a timm model"),
         (["export", "--no-check"], "--no-check: does not go with a timm model"),
     ],
 )

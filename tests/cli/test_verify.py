@@ -329,3 +329,15 @@ def test_flags_that_need_the_dense_file(
     arguments = ["verify", "--slim", str(files["slim.onnx"]), "--data-dir", "images"]
     arguments += ["--keep-schedule", str(files["sched.json"]), flag]
     assert f"{flag.split('=')[0]}: goes with --dense" in fails(capsys, arguments, 2)
+
+
+def test_inspect_shows_the_record(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(words(files))
+    capsys.readouterr()
+    path = files["slim.onnx"].with_name("slim.onnx.verify.json")
+    main(["inspect", str(path)])
+    assert json.loads(capsys.readouterr().out) == record(files)
+    path.write_text("{}")
+    assert "neither a keep schedule nor a manifest" in fails(capsys, ["inspect", str(path)], 2)
