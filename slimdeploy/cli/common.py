@@ -167,6 +167,7 @@ def summary_table(schedule: KeepSchedule) -> RenderableType:
         [layer.total for layer in slim.layers],
         schedule.model.tokens,
         [layer.total for layer in dense.layers],
+        (slim.total, dense.total),
     )
 
 

@@ -89,9 +89,9 @@ def export(
         raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
     stage = Stage(keep_schedule, lossless, options, data_dir, split, tolerance, check)
     path = stage.dense_file(onnx)
+    check_writable(output, path, keep_schedule, checkpoint)
     if output.suffix != ".onnx":
         raise InputError(f"--output {output}: name an .onnx file")
-    check_writable(output, path, keep_schedule, checkpoint)
     check_writable(manifest_path(output), keep_schedule)
     check_weights_safe(output, path)
     if path is not None:

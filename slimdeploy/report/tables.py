@@ -55,7 +55,11 @@ def recall_table(accuracies: Sequence[Accuracy]) -> Table:
 
 
 def schedule_table(
-    tokens: Sequence[int], macs: Sequence[int], dense_tokens: int, dense_macs: Sequence[int]
+    tokens: Sequence[int],
+    macs: Sequence[int],
+    dense_tokens: int,
+    dense_macs: Sequence[int],
+    whole: tuple[int, int] | None = None,
 ) -> RenderableType:
     """Per layer how many tokens are computed and at what cost.
 
@@ -64,6 +68,8 @@ def schedule_table(
         macs: each layer's multiply-accumulates, for one image.
         dense_tokens: how many the dense model has.
         dense_macs: the dense model's, layer by layer.
+        whole: MACs of the slim and the dense model with all that is not in a layer: the share of
+            these that is saved is what a budget asks for.
     """
     table = _table("layer", "tokens", "kept", "", "MACs (M)", "of dense")
     table.columns[3].justify = "left"
@@ -73,12 +79,15 @@ def schedule_table(
         table.add_row(
             str(layer), str(kept), f"{share:.1%}", bar, f"{cost / 1e6:.1f}", f"{cost / dense:.1%}"
         )
-    total, dense_total = sum(macs), sum(dense_macs)
-    summary = (
-        f"blocks: {total / 1e9:.3f} of {dense_total / 1e9:.3f} GMAC, "
-        f"{1 - total / dense_total:.1%} fewer"
-    )
-    return Group(table, Text(summary, style="dim"))
+    summary = [_fewer("blocks", sum(macs), sum(dense_macs))]
+    if whole is not None:
+        summary.append(_fewer("model", *whole))
+    return Group(table, Text("\n".join(summary), style="dim"))
+
+
+def _fewer(what: str, macs: int, dense_macs: int) -> str:
+    share = 1 - macs / dense_macs
+    return f"{what}: {macs / 1e9:.3f} of {dense_macs / 1e9:.3f} GMAC, {share:.1%} fewer"
 
 
 def _table(*columns: str) -> Table:

@@ -265,7 +265,7 @@ def test_pretrained_weights_that_cannot_be_had_are_exit_code_3(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     line = fails(
-        capsys, "export", "--model", "vit_tiny_patch16_224", "--output", tmp_path / "a", code=3
+        capsys, "export", "--model", "vit_tiny_patch16_224", "--output", tmp_path / "a.onnx", code=3
     )
     assert "pretrained weights cannot be downloaded" in line
     assert "--checkpoint" in line

@@ -31,9 +31,9 @@ def test_a_selection_of_everything_is_found() -> None:
 def test_other_counts_than_the_schedule_s_are_found() -> None:
     model = slim_graph(vit("class"), [[0, 2], [0]]).model
     assert check_graph(model, [(2, TOKENS), (1, 2)]) == [(2, TOKENS), (1, 2)]
-    with pytest.raises(GraphError, match="block 2 computes 1 queries for 2 keys, the .* 2 for 2"):
+    with pytest.raises(GraphError, match=r"block 2 computes 1 queries for 2 keys, the .* 2 for 2"):
         check_graph(model, [(2, TOKENS), (2, 2)])
-    with pytest.raises(GraphError, match="block 1 computes 2 queries for 6 keys, the .* 2 for 5"):
+    with pytest.raises(GraphError, match=r"block 1 computes 2 queries for 6 keys, the .* 2 for 5"):
         check_graph(model, [(2, TOKENS - 1), (1, 2)])
     for counts in ([(2, TOKENS)], [(2, TOKENS), (1, 2), (1, 1)]):
         with pytest.raises(GraphError, match=f"has 2 blocks, the schedule {len(counts)}"):
