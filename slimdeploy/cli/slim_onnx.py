@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimdeploy.cli.common import separated, show
+from slimdeploy.cli.common import check_weights_safe, separated, show
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.preprocessing import given_preprocessing
 from slimdeploy.cli.slim import draw_images
@@ -23,6 +23,7 @@ from slimdeploy.files import check_writable
 from slimdeploy.forward.choices import require_forward
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph.options import GraphOptions
+from slimdeploy.manifest import manifest_path
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.slim.choices import Reconstruct
 
@@ -111,9 +112,7 @@ def slim_file(
     """
     request = flags.request()
     schedule_path = flags.file.output_schedule or output.with_suffix(".json")
-    targets = [output, schedule_path, *([output_dense] if output_dense else [])]
-    for index, target in enumerate(targets):
-        check_writable(target, path, *targets[:index])
+    _check_targets(path, output, schedule_path, output_dense)
     dense = open_dense(path, separated(flags.file.outputs))
     require_droppable(dense)
     _check_pooling(dense, flags)
@@ -127,6 +126,18 @@ def slim_file(
     write_files(made, schedule, preprocessing, path, output, schedule_path, output_dense)
     result = result_of(made, schedule, output, schedule_path)
     show(result, sentences(made, schedule, output), json)
+
+
+def _check_targets(path: Path, output: Path, schedule: Path, output_dense: Path | None) -> None:
+    """Fail now if a file could not be written, or would replace another of this command's."""
+    models = [output, *([output_dense] if output_dense else [])]
+    for flag, model in zip(("--output", "--output-checkpoint"), models, strict=False):
+        if model.suffix != ".onnx":
+            raise InputError(f"{flag} {model}: name an .onnx file")
+    targets = [schedule, *(name for model in models for name in (model, manifest_path(model)))]
+    for index, target in enumerate(targets):
+        check_writable(target, path, manifest_path(path), *targets[:index])
+        check_weights_safe(target, path)
 
 
 def _slimmed(

@@ -11,7 +11,7 @@ from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, summary, summary_table, weights_file
 from slimdeploy.cli.export_stage import PACKAGES
 from slimdeploy.cli.onnx_source import DenseFile
-from slimdeploy.graph.storage import replaced_model, save_model
+from slimdeploy.graph.storage import save_model
 from slimdeploy.manifest import write_manifest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Provenance
@@ -60,8 +60,7 @@ def write_files(
     output_dense: Path | None,
 ) -> None:
     """The graphs, then what describes them."""
-    with replaced_model(output) as temporary:
-        save_model(made.model, temporary)
+    save_model(made.model, output)
     schedule.write(schedule_path)
     made_from = {"dense": source, "schedule": schedule_path}
     write_manifest(

@@ -163,6 +163,11 @@ def test_files_that_must_not_be_written(
 ) -> None:
     words = ["slim", "--onnx", dense, "--data-dir", photographs, "--mac-reduction", "0.3", *PIXELS]
     assert "is an input of this command" in fails(capsys, *words, "--output", dense)
+    line = fails(capsys, *words, "--output", dense.with_name("slim.engine"))
+    assert "name an .onnx file" in line
+    line = fails(capsys, *words, "--output-schedule", dense.with_name("dense.onnx.json"))
+    assert "is an input of this command" in line
+    assert {path.name for path in dense.parent.iterdir()} == {"dense.onnx"}
     assert "give --model NAME" in fails(capsys, "slim", "--data-dir", photographs)
     line = fails(capsys, "slim", "--model", "m", "--data-dir", photographs, "--select", "slice")
     assert "--select: does not go with --model" in line
