@@ -79,8 +79,8 @@ def test_a_schedule_is_shown_layer_by_layer() -> None:
     text = shown(schedule_table([100, 50, 1], [90, 40, 10], 100, [100, 100, 100]))
     assert lines_of(text, "2", "50", "50.0%", "40.0%")
     assert lines_of(text, "53.3% fewer")
+    bars = [line.count("█") for line in text.splitlines() if "█" in line]
+    assert bars == [20, 10, 1]
     text = shown(schedule_table([5], [10**9], 10, [2 * 10**9], (3 * 10**9, 4 * 10**9)))
     assert lines_of(text, "blocks: 1.000 of 2.000 GMAC, 50.0% fewer")
     assert lines_of(text, "model: 3.000 of 4.000 GMAC, 25.0% fewer")
-    bars = [line.count("█") for line in text.splitlines() if "█" in line]
-    assert bars == [20, 10, 1]
