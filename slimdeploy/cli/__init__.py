@@ -23,7 +23,7 @@ _VERBS = {
     "plan": "A data-free keep schedule: what slimming would gain.",
     "slim": "Search which patches each layer needs, on unlabelled images, and refit the rest.",
     "finetune": "Train the slim model end to end, distilling from the dense one.",
-    "export": "Write the slim model (or a lossless or dense one) as ONNX, checked before it is kept.",
+    "export": "Write the slim, lossless or dense model as ONNX, checked before it is kept.",
     "verify": "Prove that a slim ONNX file computes what its schedule says.",
     "evaluate": "Top-1 accuracy on an image folder, through the recorded preprocessing.",
     "profile": "Latency of dense and slim, interleaved, with an interval on the ratio.",

@@ -67,9 +67,8 @@ def export(
         check: run dense and slim with ONNX Runtime and compare; --no-check goes with --onnx only.
         exporter: torch's graph capture (dynamo, the default) or its tracer (torchscript). This and
             the next three are for a timm model: an ONNX file is taken as it is.
-        opset: ONNX operator set (default: 20); from 20 GELU is one operator, which ONNX Runtime
-            runs faster; 17 and 18 for older TensorRT, 23 for one Attention operator (with
-            --fused-attention).
+        opset: ONNX operator set (default: 20, where GELU is one operator and runs faster); 17 and
+            18 for older TensorRT, 23 for one Attention operator (with --fused-attention).
         static_batch: fix the batch size at 1.
         fused_attention: export scaled_dot_product_attention instead of its three steps.
         data_dir: images for the check (default: seeded noise).
@@ -85,40 +84,40 @@ def export(
     )
     if lossless and keep_schedule is not None:
         raise InputError("--lossless takes no --keep-schedule: it drops nothing that is read")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
     stage = Stage(keep_schedule, lossless, options, data_dir, split, tolerance, check)
     path = stage.dense_file(onnx)
-    check_writable(output, path, keep_schedule, checkpoint)
-    if output.suffix != ".onnx":
-        raise InputError(f"--output {output}: name an .onnx file")
-    check_writable(manifest_path(output), keep_schedule)
-    check_weights_safe(output, path)
+    _check_output(output, path, keep_schedule, checkpoint)
     if path is not None:
         from slimdeploy.cli.export_onnx import export_file
 
         _refuse(
-            "--onnx", model=model, checkpoint=checkpoint, img_size=img_size,
-            exporter=exporter, opset=opset, static_batch=static_batch or None,
-            fused_attention=fused_attention or None,
+            "--onnx", model=model, checkpoint=checkpoint, img_size=img_size, exporter=exporter,
+            opset=opset, static_batch=static_batch, fused_attention=fused_attention,
         )  # fmt: skip
         result = export_file(stage, path, separated(outputs), output)
     else:
         from slimdeploy.cli.export_torch import TorchExport, export_timm
 
-        _refuse(
-            "a timm model", outputs=outputs or None, pool_kept=pool_kept or None,
-            no_check=None if check else True,
-        )  # fmt: skip
-        made = TorchExport(
-            model, checkpoint, exporter or "dynamo", 20 if opset is None else opset,
-            static_batch, fused_attention, img_size,
-        )  # fmt: skip
-        result = export_timm(stage, made, output)
+        _refuse("a timm model", outputs=outputs or None, pool_kept=pool_kept, no_check=not check)
+        exporter, opset = exporter or "dynamo", 20 if opset is None else opset
+        how = exporter, opset, static_batch, fused_attention, img_size
+        result = export_timm(stage, TorchExport(model, checkpoint, *how), output)
     show(result, stage.sentence(result), json)
 
 
+def _check_output(
+    output: Path, dense: Path | None, schedule: Path | None, checkpoint: Path | None
+) -> None:
+    """Neither the file nor its manifest may replace what is read."""
+    check_writable(output, dense, schedule, checkpoint)
+    if output.suffix != ".onnx":
+        raise InputError(f"--output {output}: name an .onnx file")
+    check_writable(manifest_path(output), schedule)
+    check_weights_safe(output, dense)
+
+
 def _refuse(source: str, **given: object) -> None:
+    """Refuse each flag that was given: that is neither None nor False."""
     for name, value in given.items():
-        if value is not None:
+        if value is not None and value is not False:
             raise InputError(f"--{name.replace('_', '-')}: does not go with {source}")

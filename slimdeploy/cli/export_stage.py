@@ -36,6 +36,10 @@ class Stage:
     tolerance: float | None
     check: bool
 
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise InputError(f"--tolerance {self.tolerance}: must be above 0 and below 1")
+
     @cached_property
     def schedule(self) -> KeepSchedule | None:
         return None if self.schedule_path is None else KeepSchedule.read(self.schedule_path)

@@ -80,11 +80,9 @@ def plan(
         if mean is None and std is None:
             _goes_with("--mean and --std", interpolation=interpolation, crop_pct=crop_pct)
         geometry, preprocessing = _of_file(onnx, separated(outputs))
-        given = given_preprocessing(
-            geometry.input_size, mean, std, interpolation or "bicubic",
-            1.0 if crop_pct is None else crop_pct,
-        )  # fmt: skip
-        preprocessing = given or preprocessing
+        crop = 1.0 if crop_pct is None else crop_pct
+        size, resized = geometry.input_size, interpolation or "bicubic"
+        preprocessing = given_preprocessing(size, mean, std, resized, crop) or preprocessing
     elif model is not None:
         _goes_with(
             "--onnx, not with --model",
@@ -99,20 +97,17 @@ def plan(
     counts = counts_for_budget(geometry, mac_reduction, shape, multiple_of)
     keep = keep_by_rank(geometry, rank_positions(geometry, positions, seed), counts)
     source = onnx or checkpoint
+    made = Provenance(
+        slimdeploy=__version__, command=command_line(), seed=seed,
+        impact=positions, shape=shape, mac_reduction=mac_reduction,
+    )  # fmt: skip
     schedule = KeepSchedule(
         model=geometry,
         preprocessing=preprocessing,
         pool_kept=pool_kept and bool(geometry.head_pools),
         layers=tuple(Layer(keep=ids) for ids in keep),
         checkpoint=weights_file(source, output) if source else None,
-        provenance=Provenance(
-            slimdeploy=__version__,
-            command=command_line(),
-            seed=seed,
-            impact=positions,
-            shape=shape,
-            mac_reduction=mac_reduction,
-        ),
+        provenance=made,
     )
     schedule.write(output)
     show({"schedule": str(output), **summary(schedule)}, summary_table(schedule), json)
