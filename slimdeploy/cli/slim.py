@@ -73,8 +73,8 @@ def slim(
         shape: how a budget's token counts fall over the layers.
         multiple_of: round token counts to a multiple, as 8 or 16.
         impact: what ranks the tokens (default: joint; with --onnx, where joint is not to be had,
-            grid); path is the paper's score; cover, only with --onnx, keeps what the others are
-            predicted from; grid, centre and random look at no image.
+            cover: keep what the others are predicted from); path is the paper's score; grid,
+            centre and random look at no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
         images: calibration images to draw, all of which the refit uses (with --onnx one in eight
             is held out instead, and measures the result).

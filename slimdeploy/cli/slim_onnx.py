@@ -68,7 +68,7 @@ class OnnxSlim:
             mac_reduction=self.mac_reduction,
             shape=self.shape,
             multiple_of=self.multiple_of,
-            impact=require_forward(self.impact or "grid"),
+            impact=require_forward(self.impact or "cover"),
             reconstruct=self.reconstruct,
             seed=self.seed,
             search_images=self.search_images,

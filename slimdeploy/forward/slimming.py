@@ -47,7 +47,7 @@ class ForwardRequest:
     mac_reduction: float
     shape: Shape = "geometric"
     multiple_of: int = 1
-    impact: ForwardImpact = "grid"
+    impact: ForwardImpact = "cover"
     reconstruct: Literal["refit", "none"] = "refit"
     seed: int = 0
     search_images: int = 64

@@ -37,12 +37,18 @@ class Views:
     def stream(self, layer: int) -> Array:
         """Z_layer over all images; those of all layers before it are made on the way."""
         if layer not in self.streams:
-            name = self.blocks[layer].entering
+            name = self._behind(layer)
             start = self.blocks[layer - 1].entering if layer else None
             known = {} if start is None else {start: self.stream(layer - 1)}
             with open_part(self.cutter.cut([*known], [name])) as part:
                 self.streams[layer] = self.feed.collect(self.store, part, name, known)
         return self.streams[layer]
+
+    def _behind(self, layer: int) -> str:
+        """The stream behind `layer`; behind the last, what the head reads."""
+        if layer < len(self.blocks):
+            return self.blocks[layer].entering
+        return self.blocks[-1].output or self.blocks[-1].attention
 
     def entering(self, block: BlockNames) -> dict[str, Array]:
         """The activations that enter `block`, by name."""

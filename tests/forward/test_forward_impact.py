@@ -75,7 +75,7 @@ def test_streams_on_disk_change_nothing() -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("impact", ["path", "attention", "grid"])
+@pytest.mark.parametrize("impact", ["path", "attention", "grid", "cover"])
 def test_a_pooling_head_keeps_the_best_of_what_it_pools_over(impact: Any) -> None:
     case = Case("average", "dynamo18")
     geometry = case.geometry.model_copy(
