@@ -103,7 +103,7 @@ def _parity(stage: Stage, path: Path, made: _Written, file: Path) -> Parity | No
 
     images = stage.images(made.preprocessing, made.geometry.input_size)
     try:
-        reference = _reference(stage, path, made.geometry.outputs, images)
+        reference = _reference(stage, path, made.geometry, images)
         found = onnx_logits(file, images)
     except MissingError as error:
         made.notes.append(f"not checked: {error}")
@@ -112,23 +112,25 @@ def _parity(stage: Stage, path: Path, made: _Written, file: Path) -> Parity | No
 
 
 def _reference(
-    stage: Stage, path: Path, outputs: tuple[str, ...], images: NDArray[np.float32]
+    stage: Stage, path: Path, geometry: ModelGeometry, images: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """The dense file's outputs, with the dropped tokens masked out of it if there are any."""
-    if stage.keep is None and not outputs:
+    if stage.keep is None and not geometry.outputs:
         return onnx_logits(path, images)
     with TemporaryDirectory() as folder:
         reference = Path(folder) / "reference.onnx"
-        _write_reference(stage, path, outputs, reference)
+        _write_reference(stage, path, geometry, reference)
         gc.collect()
         return onnx_logits(reference, images)
 
 
-def _write_reference(stage: Stage, path: Path, outputs: tuple[str, ...], target: Path) -> None:
+def _write_reference(stage: Stage, path: Path, geometry: ModelGeometry, target: Path) -> None:
     from slimdeploy.graph.masked import masked_graph
 
     model = load_onnx(path)
-    keep_outputs(model, outputs)
+    keep_outputs(model, geometry.outputs)
     if stage.keep is not None:
-        model = masked_graph(model, stage.keep, pool_kept=stage.pool_kept)
+        # A head that reads single tokens has nothing to pool, whatever was asked.
+        pooled = stage.pool_kept and bool(geometry.head_pools)
+        model = masked_graph(model, stage.keep, pool_kept=pooled)
     save_model(model, target)

@@ -106,6 +106,18 @@ def test_a_pooling_head_has_to_be_told_to_pool_over_less(
     assert made["parity"]["relative"] < 2e-5
 
 
+def test_pool_kept_changes_nothing_where_the_head_reads_one_token(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sched = dense.with_name("sched.json")
+    run(capsys, "plan", "--onnx", dense, "--output", sched)
+    made = run(
+        capsys, "export", "--keep-schedule", sched, "--pool-kept",
+        "--output", dense.with_name("slim.onnx"),
+    )  # fmt: skip
+    assert made["parity"]["passed"]
+
+
 def test_shapes_of_the_written_graph(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slim, sched = dense.with_name("slim.onnx"), dense.with_name("sched.json")
     run(capsys, "plan", "--onnx", dense, "--output", sched)
