@@ -30,9 +30,9 @@ from slimdeploy.slim.accuracy import torch_logits
 from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.finetune import Finetuner
 from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
 from slimdeploy.slim.timm_models import describe, load_model
-from slimdeploy.slim.training import FinetuneOptions
 
 app = App(help="Compare the estimators of impact at equal MACs.")
 
@@ -100,7 +100,7 @@ def row(bench: Bench, impact: ImpactName, seed: int) -> dict[str, Any]:
             warmup_epochs=0.3,
             smoothing=0.05,
             vflip=0.5,
-            scale=(0.9, 1.0),
+            min_scale=0.9,
             color_jitter=0.1,
         )
         data = ImageFolder.open(bench.data, "train")

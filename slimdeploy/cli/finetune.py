@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from slimdeploy.cli.common import (
     dense_weights,
@@ -19,11 +21,15 @@ from slimdeploy.console import note
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.images import ImageFolder
-from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
+from slimdeploy.slim.options import AmpDtype, FinetuneOptions
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from slimdeploy.preprocessing import Preprocessing
+    from slimdeploy.slim.types import Vit
+    from slimdeploy.slim.world import World
 
 
 def finetune(
@@ -34,30 +40,15 @@ def finetune(
     initial_checkpoint: Path | None = None,
     split: str | None = None,
     val_split: str | None = None,
-    epochs: int = 5,
-    batch_size: int = 32,
-    relative_lr: bool = False,
-    lr: float = 2e-4,
-    weight_decay: float = 0.05,
-    layer_decay: float = 0.8,
-    warmup_epochs: float = 0.1,
-    smoothing: float = 0.1,
-    distill_loss_weight: float = 1.0,
-    kd_temperature: float = 2.0,
-    feature_weight: float = 2.0,
-    min_scale: float = 0.7,
-    hflip: float = 0.5,
-    vflip: float = 0.0,
-    color_jitter: float = 0.2,
-    workers: int = 2,
-    seed: int = 0,
-    device: str = "cpu",
+    training: Annotated[FinetuneOptions, Parameter(name="*")] = FinetuneOptions(),  # noqa: B008
     save_dtype: Literal["float32", "float16"] = "float32",
     output: Path = Path("slim.safetensors"),
     output_schedule: Path | None = None,
     json: bool = False,
 ) -> None:
     """Train the slim model end to end, distilling from the dense one. Resumes after a kill.
+
+    Started by torchrun, several processes share each batch and make the same steps as one would.
 
     Args:
         keep_schedule: the schedule that `slim` or `plan` wrote.
@@ -67,25 +58,6 @@ def finetune(
             dense model's).
         split: split to train on (train if there is one).
         val_split: split to report accuracy on after each epoch (none by default).
-        epochs: passes over the data.
-        batch_size: images a step.
-        relative_lr: make steps in proportion to each parameter's own size, for models whose
-            weights differ much in scale; then --lr 1e-4 is a change of 0.01 % a step.
-        lr: peak learning rate; falls along a cosine.
-        weight_decay: of the optimiser.
-        layer_decay: learning rate's factor per block from the head down.
-        warmup_epochs: epochs over which the learning rate rises.
-        smoothing: of the labels.
-        distill_loss_weight: weight of the dense model's logits as a target.
-        kd_temperature: softmax temperature of those logits.
-        feature_weight: weight of the tokens that the dense model's head reads as a target.
-        hflip: probability of a horizontal flip.
-        vflip: probability of a vertical flip.
-        min_scale: smallest share of the image's area that a random crop keeps.
-        color_jitter: strength of brightness, contrast and saturation changes.
-        workers: processes that load images.
-        seed: of every random choice.
-        device: torch device, as cpu or cuda.
         save_dtype: how the weights are stored.
         output: the weights to write, safetensors.
         output_schedule: also write the schedule again, naming these weights: `export` then needs
@@ -93,81 +65,112 @@ def finetune(
         json: print the result as JSON.
     """
     with requires("train"):
-        from slimdeploy.slim.checkpoint import save_weights
-        from slimdeploy.slim.finetune import Finetuner
-        from slimdeploy.slim.timm_models import load_scheduled
-        from slimdeploy.slim.training import FinetuneOptions
-    schedule = KeepSchedule.read(keep_schedule)
-    require_timm(schedule, keep_schedule, "training needs one made with slim or plan --model")
-    dense = dense_weights(schedule, keep_schedule, checkpoint)
-    initial = (
-        initial_checkpoint
-        or find_weights(schedule.slim_checkpoint, keep_schedule, "--initial-checkpoint")
-        or dense
-    )
-    check_writable(output, keep_schedule, dense, initial)
-    if output_schedule is not None:
-        check_writable(output_schedule, dense, initial, output)
-    teacher, preprocessing = load_scheduled(schedule, dense)
-    start, _ = load_scheduled(schedule, initial)
+        from slimdeploy.slim.world import join_world
+    job = _Job.read(keep_schedule, checkpoint, initial_checkpoint)
+    job.check_outputs(output, output_schedule)
     folder = open_images(data_dir, split, "train")
-    folder.check_classes(schedule.model.num_classes, schedule.model.name)
-    options = FinetuneOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        relative_lr=relative_lr,
-        lr=lr,
-        weight_decay=weight_decay,
-        layer_decay=layer_decay,
-        warmup_epochs=warmup_epochs,
-        smoothing=smoothing,
-        distill_loss_weight=distill_loss_weight,
-        kd_temperature=kd_temperature,
-        feature_weight=feature_weight,
-        scale=(min_scale, 1.0),
-        hflip=hflip,
-        vflip=vflip,
-        color_jitter=color_jitter,
-        workers=workers,
-        seed=seed,
-        device=device,
-    )
-    validation = ImageFolder.open(data_dir, val_split) if val_split else None
-    if validation is not None and validation.classes != folder.classes:
-        raise InputError(f"{validation.root}: has other class folders than {folder.root}")
-    state = output.with_name(f".{output.name}.state")
+    folder.check_classes(job.schedule.model.num_classes, job.schedule.model.name)
+    validation = _open_validation(data_dir, val_split, folder)
+    with join_world(training.device) as world:
+        _train(job, folder, validation, training, world, save_dtype, output, output_schedule)
+        leads = world.leads
+    if leads:
+        result = {"checkpoint": str(output), "images": len(folder), **asdict(training)}
+        show(result, f"wrote {output}", json)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The files that a fine-tuning reads."""
+
+    schedule: KeepSchedule
+    path: Path
+    dense: Path | None
+    initial: Path | None
+
+    @classmethod
+    def read(cls, path: Path, checkpoint: Path | None, initial: Path | None) -> _Job:
+        schedule = KeepSchedule.read(path)
+        require_timm(schedule, path, "training needs one made with slim or plan --model")
+        dense = dense_weights(schedule, path, checkpoint)
+        refitted = initial or find_weights(schedule.slim_checkpoint, path, "--initial-checkpoint")
+        return cls(schedule, path, dense, refitted or dense)
+
+    def check_outputs(self, output: Path, output_schedule: Path | None) -> None:
+        check_writable(output, self.path, self.dense, self.initial)
+        if output_schedule is not None:
+            check_writable(output_schedule, self.dense, self.initial, output)
+
+
+def _open_validation(data_dir: Path, split: str | None, trained_on: ImageFolder) -> Any:
+    if split is None:
+        return None
+    folder = ImageFolder.open(data_dir, split)
+    if folder.classes != trained_on.classes:
+        raise InputError(f"{folder.root}: has other class folders than {trained_on.root}")
+    note(f"validating on {len(folder)} images after each epoch")
+    return folder
+
+
+def _train(
+    job: _Job,
+    folder: ImageFolder,
+    validation: ImageFolder | None,
+    options: FinetuneOptions,
+    world: World,
+    save_dtype: Literal["float32", "float16"],
+    output: Path,
+    output_schedule: Path | None,
+) -> None:
+    from slimdeploy.slim.finetune import Finetuner
+    from slimdeploy.slim.timm_models import load_scheduled
+
+    teacher, preprocessing = load_scheduled(job.schedule, job.dense)
+    start, _ = load_scheduled(job.schedule, job.initial)
     runner = Finetuner(
         teacher,
         start,
-        schedule,
+        job.schedule,
         folder,
         preprocessing,
         options,
-        state,
-        _validator(validation, preprocessing, device),
+        output.with_name(f".{output.name}.state"),
+        _validator(validation, preprocessing, str(world.device), options.amp_dtype),
+        world=world,
     )
     trained = runner.run()
-    extra = {"keep_schedule": schedule.digest}
+    if world.leads:
+        _write(trained, job, preprocessing, save_dtype, output, output_schedule)
+        runner.finished()
+
+
+def _write(
+    trained: Vit,
+    job: _Job,
+    preprocessing: Preprocessing,
+    save_dtype: Literal["float32", "float16"],
+    output: Path,
+    output_schedule: Path | None,
+) -> None:
+    from slimdeploy.slim.checkpoint import save_weights
+
     save_weights(
         trained,
         output,
-        name=schedule.model.name,
+        name=job.schedule.model.name,
         preprocessing=preprocessing,
-        extra=extra,
+        extra={"keep_schedule": job.schedule.digest},
         dtype=save_dtype,
     )
     if output_schedule is not None:
         named = {"slim_checkpoint": weights_file(output, output_schedule)}
-        if dense is not None:
-            named["checkpoint"] = weights_file(dense, output_schedule)
-        schedule.model_copy(update=named).write(output_schedule)
-    runner.finished()
-    result = {"checkpoint": str(output), "images": len(folder), **asdict(options)}
-    show(result, f"wrote {output}", json)
+        if job.dense is not None:
+            named["checkpoint"] = weights_file(job.dense, output_schedule)
+        job.schedule.model_copy(update=named).write(output_schedule)
 
 
 def _validator(
-    folder: ImageFolder | None, preprocessing: Preprocessing, device: str
+    folder: ImageFolder | None, preprocessing: Preprocessing, device: str, amp_dtype: AmpDtype
 ) -> Callable[[nn.Module], str] | None:
     if folder is None:
         return None
@@ -175,7 +178,7 @@ def _validator(
     def validate(model: Any) -> str:
         from slimdeploy.slim.accuracy import torch_top1
 
-        return f"{folder.root.name} top-1 {torch_top1(model, folder, preprocessing, device):.2%}"
+        top1 = torch_top1(model, folder, preprocessing, device, amp_dtype)
+        return f"{folder.root.name} top-1 {top1:.2%}"
 
-    note(f"validating on {len(folder)} images after each epoch")
     return validate

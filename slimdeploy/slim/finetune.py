@@ -1,6 +1,8 @@
 """End-to-end fine-tuning of a slim model, with distillation from its dense self.
 
-timm's transforms, loader, optimiser, schedule, average and task; one resumable loop here.
+timm's transforms, optimiser, schedule, average and task; one resumable loop here. A step depends on
+the seed, its number and the weights before it, on nothing else: a run that is killed and goes on
+ends, on one device, in the same bits.
 """
 
 from __future__ import annotations
@@ -8,34 +10,40 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.loss import LabelSmoothingCrossEntropy
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from slimdeploy import __version__
 from slimdeploy.console import note, progress_bar
-from slimdeploy.errors import GateError, InputError
-from slimdeploy.files import atomic_path
+from slimdeploy.errors import GateError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
+from slimdeploy.slim.loading import Plan, PlannedBatches, make_loader, readable_errors, seed_all
 from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.recovery import ReadTokens, RecoveryTask
 from slimdeploy.slim.training import (
-    FinetuneOptions,
-    make_loader,
+    StateFile,
+    check_device,
     make_optimiser,
-    read_state,
-    seed_epoch,
+    make_scheduler,
     weights_digest,
 )
 from slimdeploy.slim.types import Vit
+from slimdeploy.slim.world import World
+
+
+def static_slim(dense: Vit, schedule: KeepSchedule) -> SlimVit:
+    """The slim model of a schedule, which shares `dense`'s parameters."""
+    return SlimVit(dense, schedule.keep)
 
 
 @dataclass
@@ -48,6 +56,9 @@ class Finetuner:
         data: labelled training images.
         state_path: where an unfinished run is kept; None to keep none.
         evaluate: called after each epoch with the averaged slim model; what it returns is logged.
+        make_slim: makes the slim model from a dense one, which it holds as `.dense`; it has timm's
+            `forward_features` and `forward_head`, and may have parameters of its own.
+        world: the processes that train together (default: this one alone).
     """
 
     dense: Vit
@@ -58,94 +69,112 @@ class Finetuner:
     options: FinetuneOptions = field(default_factory=FinetuneOptions)
     state_path: Path | None = None
     evaluate: Callable[[nn.Module], str] | None = None
+    make_slim: Callable[[Vit, KeepSchedule], Any] = static_slim
+    world: World | None = None
 
     def __post_init__(self) -> None:
-        options, device = self.options, torch.device(self.options.device)
-        torch.manual_seed(options.seed)
-        self.student = copy.deepcopy(self.start).to(device)
-        slim = SlimVit(self.student, self.schedule.keep).to(device)
-        self.model = ReadTokens(slim, len(self.schedule.model.head_reads))
-        self.task = RecoveryTask(
-            self.model,
+        options = self.options
+        if self.world is None:
+            check_device(options.device)
+        self.here = self.world or World(torch.device(options.device))
+        self.plan = Plan.of(len(self.data), options)
+        self.here.check_batch(self.plan.batch_size)
+        self.steps = options.steps(self.plan.per_epoch)
+        seed_all(options.seed)  # a slim model may draw parameters of its own
+        self.slim = self.make_slim(copy.deepcopy(self.start), self.schedule).to(self.here.device)
+        self.student: Vit = self.slim.dense
+        self.optimiser = make_optimiser(self.student, options)
+        self._add_own_parameters()
+        self.scheduler = make_scheduler(self.optimiser, options, self.steps, self.plan.per_epoch)
+        self.scaler = torch.amp.GradScaler(
+            self.here.device.type, enabled=options.amp_dtype == "float16"
+        )
+        self.ema = ModelEmaV3(self.slim, decay=options.ema_decay, use_warmup=True)
+        self.task = self._make_task()
+        keeps = self.here.leads and self.state_path is not None
+        identity = self._identity() if keeps else ""
+        self.file = StateFile(self.state_path if keeps else None, identity, options.save_every)
+
+    def _add_own_parameters(self) -> None:
+        known = {id(parameter) for parameter in self.student.parameters()}
+        own = [p for p in self.slim.parameters() if id(p) not in known]
+        if own:
+            self.optimiser.add_param_group(
+                {"params": own, "lr": self.options.lr, "weight_decay": self.options.weight_decay}
+            )
+
+    def _make_task(self) -> RecoveryTask:
+        options, device = self.options, self.here.device
+        task = RecoveryTask(
+            ReadTokens(self.slim, len(self.schedule.model.head_reads)),
             copy.deepcopy(self.dense).to(device),
             options.feature_weight,
+            options.amp_dtype,
             criterion=LabelSmoothingCrossEntropy(options.smoothing),
             distill_loss_weight=options.distill_loss_weight,
             temperature=options.kd_temperature,
             device=device,
         )
-        self.optimiser = make_optimiser(self.student, options)
-        self.ema = ModelEmaV3(self.student, decay=options.ema_decay, use_warmup=True)
-        self.identity = self._identity() if self.state_path is not None else ""
-        self.loader = make_loader(self.data, self.preprocessing, options)
-        self.schedule_lr, _ = create_scheduler_v2(
-            self.optimiser,
-            sched="cosine",
-            num_epochs=options.epochs,
-            warmup_epochs=options.warmup_epochs,
-            min_lr=options.lr / 100,
-            updates_per_epoch=len(self.loader),
-            step_on_epochs=False,
-        )
+        if self.here.size > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            task.prepare_distributed(ids, broadcast_buffers=False)
+        task.train()
+        return task
 
     def run(self) -> Vit:
         """Train, resuming an unfinished run of the same settings; the averaged weights."""
         first = self._resume()
-        for epoch in range(first, self.options.epochs):
-            seed_epoch(self.options.seed, epoch)
-            loss = self._epoch(epoch)
-            if not math.isfinite(loss):
-                raise GateError(f"the loss is {loss} in epoch {epoch + 1}; try a lower --lr")
-            self._save(epoch + 1)
-            result = self.evaluate(self._averaged_slim()) if self.evaluate else ""
-            note(f"epoch {epoch + 1}/{self.options.epochs}  loss {loss:.4f}  {result}")
-        averaged: nn.Module = self.ema.module
+        mine = PlannedBatches(self.plan, first, self.steps, self.here.rank, self.here.size)
+        loader = make_loader(self.data, self.preprocessing, self.options, mine)
+        losses: list[float] = []
+        with progress_bar() as progress:
+            bar = progress.add_task("fine-tuning", total=self.steps, completed=first)
+            for done, (images, target) in enumerate(readable_errors(loader), start=first + 1):
+                losses.append(self._step(done, images, target))
+                progress.advance(bar)
+                ends = done % self.plan.per_epoch == 0 or done == self.steps
+                if ends or self.file.due(done):
+                    self._save(done)
+                if ends:
+                    self._report(done, sum(losses) / len(losses))
+                    losses.clear()
+        averaged: Vit = self.ema.module.dense
         return averaged.eval().cpu()
 
     def finished(self) -> None:
         """Remove the unfinished run's file: its result has been written."""
-        if self.state_path is not None:
-            self.state_path.unlink(missing_ok=True)
+        self.file.remove()
 
-    def _epoch(self, epoch: int) -> float:
-        self.task.train()
-        total, updates = 0.0, epoch * len(self.loader)
-        with progress_bar() as progress:
-            bar = progress.add_task(f"fine-tuning, epoch {epoch + 1}", total=len(self.loader))
-            for images, target in self._batches():
-                total += self._step(images, target)
-                updates += 1
-                self.schedule_lr.step_update(num_updates=updates)
-                self.ema.update(self.student, step=updates)
-                progress.advance(bar)
-        return total / len(self.loader)
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        try:
-            yield from self.loader
-        except InputError as error:
-            last = str(error).strip().splitlines()[-1]
-            if last == str(error):
-                raise
-            # A worker's error arrives with its traceback as text.
-            raise InputError(last.partition("Error: ")[2]) from None
-
-    def _step(self, images: Tensor, target: Tensor) -> float:
-        device = self.options.device
+    def _step(self, step: int, images: Tensor, target: Tensor) -> float:
+        """Make step number `step`, from 1, on this process's share of the batch; its loss."""
+        device = self.here.device
+        seed_all(self.options.seed, step, self.here.rank)
         loss = self.task(images.to(device), target.to(device))["loss"]
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            epoch = (step - 1) // self.plan.per_epoch + 1
+            raise GateError(f"the loss is {value} in epoch {epoch}; try a lower --lr")
         self.optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), self.options.clip_grad)
-        self.optimiser.step()
-        return float(loss.detach())
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.slim.parameters(), self.options.clip_grad)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.scheduler.step_update(num_updates=step)
+        self.ema.update(self.slim, step=step)
+        return value
 
-    def _averaged_slim(self) -> Vit:
-        return SlimVit(self.ema.module, self.schedule.keep).eval().to(self.options.device)
+    def _report(self, step: int, loss: float) -> None:
+        if not self.here.leads:
+            return
+        result = self.evaluate(self.ema.module.eval()) if self.evaluate else ""
+        epochs = f"{step / self.plan.per_epoch:.3g}/{self.steps / self.plan.per_epoch:.3g}"
+        note(f"epoch {epochs}, step {step}/{self.steps}  loss {loss:.4f}  {result}")
 
     def _identity(self) -> str:
         """What must be equal for an unfinished run to be continued."""
         identity = {
-            **asdict(self.options),
+            **self.options.identity(),
             "schedule": self.schedule.digest,
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "data": self.data.digest(),
@@ -153,32 +182,29 @@ class Finetuner:
             "start": weights_digest(self.start),
             "slimdeploy": __version__,
         }
-        del identity["workers"], identity["device"]  # these may change between runs
         return json.dumps(identity, sort_keys=True)
 
-    def _save(self, epoch: int) -> None:
-        if self.state_path is None:
-            return
+    def _save(self, step: int) -> None:
         state = {
-            "identity": self.identity,
-            "epoch": epoch,
-            "student": self.student.state_dict(),
+            "step": step,
+            "slim": self.slim.state_dict(),
             "ema": self.ema.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
-        with atomic_path(self.state_path) as path:
-            torch.save(state, path)
+        self.file.save(state)
 
     def _resume(self) -> int:
-        if self.state_path is None or not self.state_path.is_file():
+        """Load an unfinished run; the steps it had made."""
+        state = self.here.share(self.file.read())
+        if state is None:
             return 0
-        state = read_state(self.state_path)
-        if state.get("identity") != self.identity:
-            note(f"{self.state_path}: is of another run; starting anew")
-            return 0
-        self.student.load_state_dict(state["student"])
+        self.slim.load_state_dict(state["slim"])
         self.ema.module.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule_lr.step_update(num_updates=state["epoch"] * len(self.loader))
-        note(f"{self.state_path}: going on after epoch {state['epoch']}")
-        return int(state["epoch"])
+        self.scaler.load_state_dict(state["scaler"])
+        step = int(state["step"])
+        self.scheduler.step_update(num_updates=step)
+        if self.here.leads:
+            note(f"{self.state_path}: going on after step {step} of {self.steps}")
+        return step

@@ -9,13 +9,19 @@ from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.amp import autocast
+from slimdeploy.slim.options import AmpDtype
 
 
 class ReadTokens(nn.Module):
-    """A slim model that also gives the normalised tokens its head reads (for DDP, one forward)."""
+    """A slim model that also gives the normalised tokens its head reads (for DDP, one forward).
 
-    def __init__(self, slim: SlimVit, reads: int) -> None:
+    Args:
+        slim: has timm's `forward_features` and `forward_head`, as `SlimVit` does.
+        reads: how many of the last layer's tokens the head reads, first ones first.
+    """
+
+    def __init__(self, slim: Any, reads: int) -> None:
         super().__init__()
         self.slim, self.reads = slim, reads
         self.num_classes, self.in_chans = slim.num_classes, slim.in_chans
@@ -31,29 +37,39 @@ class RecoveryTask(LogitDistillationTask):
     """timm's logit distillation from the dense model, and its head's input as a second target.
 
     With few classes logits say little; the tokens that the head reads say what the dense model saw.
-    Their loss is the squared error over the dense tokens' squared norm.
+    Their loss is the squared error over the dense tokens' squared norm, image by image: a mean over
+    images, as all losses here, so that processes may share a batch.
     """
 
     def __init__(
-        self, student: ReadTokens, teacher: nn.Module, feature_weight: float, **kwargs: Any
+        self,
+        student: ReadTokens,
+        teacher: nn.Module,
+        feature_weight: float,
+        amp_dtype: AmpDtype = "float32",
+        **kwargs: Any,
     ) -> None:
         super().__init__(student, teacher, verbose=False, **kwargs)
         self.feature_weight, self.reads = feature_weight, student.reads
+        self.amp = autocast(self.device, amp_dtype)
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Losses and logits for images [B, C, H, W] and labels [B]."""
-        with torch.no_grad():
+        with torch.no_grad(), self.amp:
             dense = self.teacher.model.forward_features(input)
-            wanted = F.log_softmax(self.teacher.model.forward_head(dense) / self.temperature, -1)
-            dense = dense[:, : self.reads]
-        logits, tokens = self.trainable_module(input)
+            dense_logits = self.teacher.model.forward_head(dense).float()
+            dense = dense[:, : self.reads].float()
+        with self.amp:
+            logits, tokens = self.trainable_module(input)
+        logits = logits.float()
         task_loss = self.criterion(logits, target)
+        wanted = F.log_softmax(dense_logits / self.temperature, -1)
         found = F.log_softmax(logits / self.temperature, -1)
         kd_loss = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
         kd_loss = kd_loss * self.temperature**2
-        feature_loss = (tokens - dense).square().sum() / dense.square().sum()
+        feature_loss = relative_error(tokens.float(), dense)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
         return {
             "loss": loss + self.feature_weight * feature_loss,
@@ -62,3 +78,9 @@ class RecoveryTask(LogitDistillationTask):
             "kd_loss": kd_loss,
             "feature_loss": feature_loss,
         }
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error over the wanted tokens' squared norm, both [B, n, D]: mean over images."""
+    wrong, norm = (found - wanted).square().sum((1, 2)), wanted.square().sum((1, 2))
+    return (wrong / norm).mean()

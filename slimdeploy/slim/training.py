@@ -1,65 +1,25 @@
-"""What a fine-tuning run is made of: options, data loader, optimiser, seeds, saved state."""
+"""What a fine-tuning run is made of beside its loop: optimiser, learning rates, saved state."""
 
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from timm.data import create_loader
 from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 
 from slimdeploy.console import note
 from slimdeploy.errors import InputError, MissingError, one_line
-from slimdeploy.images import ImageFolder, read_image
-from slimdeploy.preprocessing import Preprocessing, to_rgb
+from slimdeploy.files import atomic_path
+from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.types import Vit
 
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """Hyper-parameters, named as in timm's training script where it has them."""
-
-    epochs: int = 5
-    batch_size: int = 32
-    relative_lr: bool = False
-    lr: float = 2e-4
-    weight_decay: float = 0.05
-    layer_decay: float = 0.8
-    warmup_epochs: float = 0.1
-    smoothing: float = 0.1
-    clip_grad: float = 1.0
-    distill_loss_weight: float = 1.0
-    kd_temperature: float = 2.0
-    feature_weight: float = 2.0
-    ema_decay: float = 0.98
-    scale: tuple[float, float] = (0.7, 1.0)
-    ratio: tuple[float, float] = (0.9, 1.1)
-    hflip: float = 0.5
-    vflip: float = 0.0
-    color_jitter: float = 0.2
-    workers: int = 2
-    seed: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 1, "workers": 0, "seed": 0, "warmup_epochs": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {getattr(self, name)}: must be at least {smallest}")
-        if not 0 <= self.smoothing < 1:
-            raise InputError(f"--smoothing {self.smoothing}: must be at least 0 and below 1")
-        for name in ("lr", "kd_temperature", "layer_decay"):
-            if not getattr(self, name) > 0:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {getattr(self, name)}: must be above 0")
-        check_device(self.device)
+SAVE_SECONDS = 300.0
 
 
 def make_optimiser(model: Vit, options: FinetuneOptions) -> torch.optim.Optimizer:
@@ -82,47 +42,20 @@ def make_optimiser(model: Vit, options: FinetuneOptions) -> torch.optim.Optimize
     return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
 
 
-class TrainingImages(torch.utils.data.Dataset[tuple[Any, int]]):
-    """An `ImageFolder` as a torch data set; timm's loader sets `transform`."""
-
-    def __init__(self, folder: ImageFolder) -> None:
-        self.folder = folder
-        self.transform: Callable[[Any], Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        file = self.folder.files[index]
-        try:
-            image = to_rgb(read_image(file))
-        except InputError as error:
-            raise InputError(
-                str(error) if str(file) in str(error) else f"{file}: {error}"
-            ) from error
-        return (self.transform(image) if self.transform else image), self.folder.labels[index]
-
-
-def make_loader(data: ImageFolder, preprocessing: Preprocessing, options: FinetuneOptions) -> Any:
-    """timm's training loader with the model's own normalisation and interpolation."""
-    return create_loader(
-        TrainingImages(data),
-        input_size=preprocessing.input_size,
-        batch_size=min(options.batch_size, len(data)),
-        is_training=True,
-        use_prefetcher=False,
-        scale=options.scale,
-        ratio=options.ratio,
-        hflip=options.hflip,
-        vflip=options.vflip,
-        color_jitter=options.color_jitter,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        num_workers=options.workers,
-        persistent_workers=False,  # new workers an epoch: a resumed epoch draws the same numbers
-        pin_memory=False,
+def make_scheduler(
+    optimiser: torch.optim.Optimizer, options: FinetuneOptions, steps: int, per_epoch: int
+) -> Scheduler:
+    """A cosine over `steps` steps after a warm-up, counted in steps."""
+    scheduler, _ = create_scheduler_v2(
+        optimiser,
+        sched="cosine",
+        num_epochs=steps,
+        warmup_epochs=min(round(options.warmup_epochs * per_epoch), steps - 1),
+        min_lr=options.lr / 100,
+        updates_per_epoch=1,
+        step_on_epochs=False,
     )
+    return scheduler
 
 
 def check_device(name: str) -> None:
@@ -148,18 +81,52 @@ def weights_digest(model: Vit) -> str:
     return total.hexdigest()
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """An unfinished run's state; empty if it cannot be read, so that the run starts anew."""
-    try:
-        return dict(torch.load(path, weights_only=True, map_location="cpu"))
-    except Exception as error:  # pickle raises whatever the bytes spell
-        note(f"{path}: unreadable ({one_line(error, 80)})")
-        return {}
+@dataclass
+class StateFile:
+    """Where an unfinished run is kept, and when it is saved again.
 
+    Attributes:
+        path: the file; None to keep none.
+        identity: what must be equal for the run to be continued.
+        every: steps between savings; None for `SAVE_SECONDS`.
+    """
 
-def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed every generator that augmentation and shuffling draw from, per epoch, for resuming."""
-    value = (seed * 100003 + epoch) % 2**32
-    random.seed(value)
-    np.random.seed(value)  # timm's transforms draw from the global generator
-    torch.manual_seed(value)
+    path: Path | None
+    identity: str
+    every: int | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int) -> bool:
+        """Whether a run that has made `step` steps should be saved now."""
+        if self.every is not None:
+            return step % self.every == 0
+        return time.monotonic() - self.saved_at > SAVE_SECONDS
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a run's state, whole or not at all."""
+        if self.path is None:
+            return
+        with atomic_path(self.path) as path:
+            torch.save({"identity": self.identity, **state}, path)
+        self.saved_at = time.monotonic()
+
+    def read(self) -> dict[str, Any] | None:
+        """The unfinished run's state; None if there is none, it is another's or unreadable."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            state = dict(torch.load(self.path, weights_only=True, map_location="cpu"))
+        except Exception as error:  # pickle raises whatever the bytes spell
+            note(f"{self.path}: unreadable ({one_line(error, 80)}); starting anew")
+            return None
+        if state.get("identity") != self.identity:
+            note(f"{self.path}: is of another run; starting anew")
+            return None
+        return state
+
+    def remove(self) -> None:
+        """The run's result has been written: remove the file, and what killed savings left."""
+        if self.path is not None:
+            left = self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}")
+            for path in (self.path, *left):
+                path.unlink(missing_ok=True)

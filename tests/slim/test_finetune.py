@@ -14,8 +14,10 @@ from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Layer, Provenance
 from slimdeploy.slim.finetune import Finetuner
+from slimdeploy.slim.loading import PlannedBatches, make_loader
+from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.timm_models import describe
-from slimdeploy.slim.training import FinetuneOptions, seed_epoch
+from slimdeploy.slim.training import check_device
 
 PREPROCESSING = Preprocessing(
     input_size=(3, 64, 64),
@@ -42,40 +44,55 @@ def runner(
     return Finetuner(dense, dense, schedule, data, PREPROCESSING, FinetuneOptions(**fields), state)
 
 
+def batches(run: Finetuner, first: int = 0) -> Any:
+    steps = PlannedBatches(run.plan, first, run.steps)
+    return make_loader(run.data, run.preprocessing, run.options, steps)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(other[name], value) for name, value in one.items())
+
+
+@pytest.mark.parametrize("amp_dtype", ["float32", "bfloat16", "float16"])
 def test_training_lowers_the_loss_and_leaves_the_teacher_alone(
+    make_vit: Callable[..., Any], photographs: Path, amp_dtype: str
+) -> None:
+    run = runner(make_vit, photographs, epochs=6, amp_dtype=amp_dtype)
+    before = {name: value.clone() for name, value in run.dense.state_dict().items()}
+    losses = [run._step(step, *batch) for step, batch in enumerate(batches(run), start=1)]
+    assert len(losses) == 18
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert same(run.dense.state_dict(), before)
+    assert all(p.dtype is torch.float32 for p in run.student.parameters())
+
+
+def test_half_precision_trains_to_nearly_the_same_weights(
     make_vit: Callable[..., Any], photographs: Path
 ) -> None:
-    run = runner(make_vit, photographs, epochs=6)
-    before = {name: value.clone() for name, value in run.dense.state_dict().items()}
-    losses = []
-    for epoch in range(6):
-        seed_epoch(0, epoch)
-        losses.append(run._epoch(epoch))
-    assert losses[-1] < 0.9 * losses[0]
-    assert all(torch.equal(value, before[name]) for name, value in run.dense.state_dict().items())
+    exact, half = (
+        runner(make_vit, photographs, amp_dtype=amp_dtype).run().state_dict()
+        for amp_dtype in ("float32", "bfloat16")
+    )
+    start = make_vit(num_classes=2).state_dict()
+    moved = sum(float((exact[n] - start[n]).square().sum()) for n in start)
+    apart = sum(float((exact[n] - half[n]).square().sum()) for n in start)
+    assert 0 < apart < 0.1 * moved
 
 
-def test_a_killed_run_resumes_to_the_same_weights(
-    make_vit: Callable[..., Any], photographs: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [({"epochs": 2}, 6), ({"epochs": 0.3}, 1), ({"epochs": 1.7}, 5), ({"max_steps": 4}, 4)],
+)
+def test_a_run_may_be_shorter_than_its_data(
+    make_vit: Callable[..., Any], photographs: Path, fields: dict[str, Any], steps: int
 ) -> None:
-    whole = runner(make_vit, photographs).run().state_dict()
-    state = tmp_path / "run.state"
-    first = runner(make_vit, photographs, state)
-    epoch = first._epoch
-
-    def killed_in_the_second(index: int) -> float:
-        if index == 1:
-            raise KeyboardInterrupt
-        return epoch(index)
-
-    first._epoch = killed_in_the_second  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        first.run()
-    second = runner(make_vit, photographs, state)
-    resumed = second.run().state_dict()
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
-    second.finished()
-    assert not state.exists()
+    run = runner(make_vit, photographs, **fields)
+    made = []
+    step = run._step
+    run._step = lambda *words: made.append(words[0]) or step(*words)  # type: ignore[method-assign,func-returns-value]
+    run.run()
+    assert made == list(range(1, steps + 1))
+    assert run.optimiser.param_groups[0]["lr"] < 0.2 * run.options.lr, "the cosine has ended"
 
 
 def test_another_runs_state_is_not_used(
@@ -83,7 +100,7 @@ def test_another_runs_state_is_not_used(
 ) -> None:
     state = tmp_path / "run.state"
     runner(make_vit, photographs, state, epochs=1).run()
-    assert runner(make_vit, photographs, state, epochs=1)._resume() == 1
+    assert runner(make_vit, photographs, state, epochs=1)._resume() == 3
     assert runner(make_vit, photographs, state, epochs=1, lr=1e-4)._resume() == 0
 
 
@@ -107,12 +124,14 @@ def test_a_damaged_state_starts_anew(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"epochs": 0}, "--epochs 0: must be above 0"),
+        ({"max_steps": 0}, "--max-steps 0: must be at least 1"),
+        ({"save_every": 0}, "--save-every 0: must be at least 1"),
+        ({"min_scale": 1.5}, "--min-scale 1.5: must be above 0 and at most 1"),
         ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
         ({"seed": -1}, "--seed -1: must be at least 0"),
         ({"smoothing": 1.0}, "--smoothing 1.0: must be at least 0 and below 1"),
         ({"kd_temperature": 0.0}, "--kd-temperature 0.0: must be above 0"),
-        ({"device": "toaster"}, "--device toaster: not a torch device"),
     ],
 )
 def test_senseless_options_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -120,10 +139,15 @@ def test_senseless_options_are_refused(fields: dict[str, Any], message: str) -> 
         FinetuneOptions(**fields)
 
 
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(InputError, match="--device toaster: not a torch device"):
+        check_device("toaster")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_said_to_be_missing() -> None:
     with pytest.raises(MissingError, match="torch sees no CUDA device"):
-        FinetuneOptions(device="cuda")
+        check_device("cuda")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -146,10 +170,8 @@ def test_relative_steps_are_in_proportion_to_each_parameter(
 ) -> None:
     run = runner(make_vit, photographs, epochs=1, relative_lr=True, lr=1e-3, warmup_epochs=0)
     before = {name: value.detach().clone() for name, value in run.student.named_parameters()}
-    seed_epoch(0, 0)
-    images, target = next(iter(run.loader))
-    run.schedule_lr.step_update(num_updates=1)
-    run._step(images, target)
+    run.scheduler.step_update(num_updates=1)
+    run._step(1, *next(iter(batches(run))))
     for name, value in run.student.named_parameters():
         step = float((value - before[name]).detach().abs().max())
         size = float(before[name].square().mean().sqrt().clamp(1e-4, 1.0))
