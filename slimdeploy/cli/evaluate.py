@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdeploy.cli.common import open_images, show
+from slimdeploy.cli.common import check_weights_safe, open_images, show
 from slimdeploy.console import progress_bar
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.manifest import manifest_path, verify_manifest
@@ -26,9 +26,13 @@ def evaluate(
     batch_size: int = 32,
     max_top1_drop: float | None = None,
     threads: int | None = None,
+    predictions: Path | None = None,
     json: bool = False,
 ) -> None:
     """Top-1 accuracy on an image folder, through the preprocessing the artifact was made with.
+
+    Beside it: whether the model is right as often as it says (expected calibration error), and with
+    --dense what slimming changed, image by image, with intervals.
 
     Args:
         artifact: an ONNX file with its manifest beside it, which records the preprocessing; for
@@ -40,20 +44,31 @@ def evaluate(
         batch_size: images a call.
         max_top1_drop: fail (exit 1) if top-1 is more points below the dense model's, as 0.5.
         threads: of the runtime (default: its own choice).
+        predictions: write every image's label and logits to this file, .npz or .csv.
         json: print the result as JSON.
     """
     from slimdeploy.measure.accuracy import compare_accuracy
+    from slimdeploy.measure.predictions import check_predictions, write_predictions
 
+    if predictions is not None:
+        models = [path for path in (artifact, dense) if path is not None]
+        check_predictions(predictions, *models, *map(manifest_path, models))
+        for model in models:
+            check_weights_safe(predictions, model)
     folder = open_images(data_dir, split, "test")
     preprocessing = recorded(artifact)
     found = measure(artifact, folder, preprocessing, batch_size, threads)
     if dense is None:
+        if predictions is not None:
+            write_predictions(predictions, found)
         show(found.to_json(), accuracy_table(found), json)
         return
     if manifest_path(dense).is_file():
         preprocessing = verify_manifest(dense).preprocessing or preprocessing
     reference = measure(dense, folder, preprocessing, batch_size, threads)
     compared = compare_accuracy(reference, found)
+    if predictions is not None:
+        write_predictions(predictions, found, reference)
     sides = {"dense": reference.to_json(), "slim": found.to_json()}
     table = accuracy_table(reference, found, compared)
     show({**sides, "comparison": compared.to_json()}, table, json)

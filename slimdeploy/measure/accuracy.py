@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from slimdeploy.engine.protocol import Array, Engine, EngineInfo
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.images import ImageFolder
+from slimdeploy.measure.divergence import confidences, cosines, cross_entropies, kl_divergences
 from slimdeploy.measure.feeding import infer_all
+from slimdeploy.measure.reliability import (
+    CalibrationError,
+    calibration_difference,
+    calibration_error,
+)
 from slimdeploy.measure.stats import (
     Interval,
     binomial_standard_error,
-    bootstrap_interval,
     mcnemar_exact,
+    mean_interval,
     wilson_interval,
 )
 from slimdeploy.preprocessing import Preprocessing
@@ -41,10 +47,12 @@ class Accuracy:
         top1_interval: Wilson's 95 % interval.
         top5: share of images whose label is among the five largest; None below 5 classes.
         cross_entropy: mean, in nats, of the softmax over the outputs.
+        calibration_errors: expected calibration error with bins of equal width and of equal mass.
         recall: per class, share of its images that are found; None for a class without images.
         confusion: int64 [classes, classes]: row is the label, column the prediction.
         labels: int64 [n].
         predictions: int64 [n], kept so that two engines can be compared image by image.
+        logits: the outputs, float32 [n, classes].
         files: the images' names, in the same order.
     """
 
@@ -57,14 +65,16 @@ class Accuracy:
     top1_interval: Interval
     top5: float | None
     cross_entropy: float
+    calibration_errors: tuple[CalibrationError, CalibrationError]
     recall: tuple[float | None, ...]
     confusion: NDArray[np.int64]
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
+    logits: NDArray[np.float32]
     files: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A plain record, without the single predictions; confusion up to 50 classes."""
+        """A plain record, without the single images; confusion up to 50 classes."""
         few = len(self.classes) <= _LARGEST_CONFUSION
         return {
             "engine": self.engine.to_json(),
@@ -75,6 +85,7 @@ class Accuracy:
             "top1_interval": asdict(self.top1_interval),
             "top5": self.top5,
             "cross_entropy": self.cross_entropy,
+            "calibration_errors": {x.binning: x.to_json() for x in self.calibration_errors},
             "recall": dict(zip(self.classes, self.recall, strict=True)),
             "confusion": self.confusion.tolist() if few else None,
         }
@@ -92,6 +103,11 @@ class AccuracyComparison:
         only_dense_right: images that only the dense engine gets right.
         only_slim_right: images that only the slim engine gets right.
         mcnemar_p: exact two-sided p-value that both err equally often.
+        kl_divergence: mean KL(dense || slim) of the softmax outputs, in nats.
+        kl_interval: its 95 % interval, bootstrap over images.
+        logit_cosine: mean cosine between the two engines' outputs.
+        calibration_difference: slim calibration error minus dense, bins of equal mass.
+        calibration_interval: its 95 % interval, paired basic bootstrap over images.
     """
 
     n: int
@@ -101,6 +117,11 @@ class AccuracyComparison:
     only_dense_right: int
     only_slim_right: int
     mcnemar_p: float
+    kl_divergence: float
+    kl_interval: Interval
+    logit_cosine: float
+    calibration_difference: float
+    calibration_interval: Interval
 
     def to_json(self) -> dict[str, Any]:
         """A plain record."""
@@ -159,7 +180,7 @@ def count(
     classes, n = len(folder.classes), len(labels)
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
-    right = int(confusion.trace())
+    right, sure = int(confusion.trace()), confidences(logits)
     return Accuracy(
         engine=engine,
         preprocessing=preprocessing,
@@ -169,11 +190,16 @@ def count(
         top1_standard_error=binomial_standard_error(right, n),
         top1_interval=wilson_interval(right, n),
         top5=_top5(logits, labels) if classes >= 5 else None,
-        cross_entropy=_cross_entropy(logits, labels),
+        cross_entropy=float(cross_entropies(logits, labels).mean()),
+        calibration_errors=(
+            calibration_error(sure, predictions == labels, "equal-width"),
+            calibration_error(sure, predictions == labels, "equal-mass"),
+        ),
         recall=_recall(confusion),
         confusion=confusion,
         labels=labels,
         predictions=predictions,
+        logits=logits,
         files=tuple(file.relative_to(folder.root).as_posix() for file in folder.files),
     )
 
@@ -193,18 +219,26 @@ def compare_accuracy(dense: Accuracy, slim: Accuracy, seed: int = 0) -> Accuracy
     slim_right = slim.predictions == slim.labels
     gain = slim_right.astype(np.float64) - dense_right
     only_dense, only_slim = int((gain < 0).sum()), int((gain > 0).sum())
-    difference = float(gain.mean())
-    interval = Interval(difference, difference)  # a single image has no spread to draw from
-    if len(gain) > 1:
-        interval = bootstrap_interval(gain, lambda rows: float(rows.mean()), seed=seed)
+    divergence = kl_divergences(dense.logits, slim.logits)
+    calibration = calibration_difference(
+        (confidences(dense.logits), dense_right),
+        (confidences(slim.logits), slim_right),
+        "equal-mass",
+        seed,
+    )
     return AccuracyComparison(
         n=dense.n,
-        difference=difference,
-        difference_interval=interval,
+        difference=float(gain.mean()),
+        difference_interval=mean_interval(gain, seed),
         agreement=float((dense.predictions == slim.predictions).mean()),
         only_dense_right=only_dense,
         only_slim_right=only_slim,
         mcnemar_p=mcnemar_exact(only_dense, only_slim),
+        kl_divergence=float(divergence.mean()),
+        kl_interval=mean_interval(divergence, seed),
+        logit_cosine=float(cosines(dense.logits, slim.logits).mean()),
+        calibration_difference=calibration[0],
+        calibration_interval=calibration[1],
     )
 
 
@@ -224,13 +258,6 @@ def _classify(engine: Engine, images: NDArray[np.float32]) -> NDArray[np.float32
 def _top5(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     largest = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     return float((largest == labels[:, None]).any(axis=1).mean())
-
-
-def _cross_entropy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    chosen = shifted[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - chosen).mean())
 
 
 def _recall(confusion: NDArray[np.int64]) -> tuple[float | None, ...]:

@@ -66,6 +66,13 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def mean_interval(values: NDArray[Any], seed: int) -> Interval:
+    """The percentile bootstrap 95 % interval of the mean of [n]; a single value has no spread."""
+    if len(values) < 2:
+        return Interval(float(values.mean()), float(values.mean()))
+    return bootstrap_interval(values, lambda rows: float(rows.mean()), seed=seed)
+
+
 def binomial_standard_error(successes: int, n: int) -> float:
     """The standard error of the proportion `successes / n`; it is 0 at 0 % and at 100 %."""
     p = successes / n

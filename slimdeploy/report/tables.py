@@ -39,9 +39,10 @@ def accuracy_table(
                 f"{accuracy.cross_entropy:.4f}",
                 str(accuracy.n),
             )
-    if comparison is None:
-        return table
-    return Group(table, Text(_difference(comparison), style="dim"))
+    lines = [_calibration(x) for x in (dense, slim) if x is not None]
+    if comparison is not None:
+        lines.append(_difference(comparison))
+    return Group(table, Text("\n".join(lines), style="dim"))
 
 
 def recall_table(accuracies: Sequence[Accuracy]) -> Table:
@@ -127,11 +128,26 @@ def _setting(info: EngineInfo) -> str:
     return f"{info.runtime} {info.version}, {info.provider}, {threads}"
 
 
+def _calibration(accuracy: Accuracy) -> str:
+    found = "; ".join(
+        f"{x.binning} {x.value:.2%} (95 % {_interval(x.interval, '.2%')}; by chance {x.chance:.2%})"
+        for x in accuracy.calibration_errors
+    )
+    bins = accuracy.calibration_errors[0].bins
+    return f"{accuracy.engine.artifact}: expected calibration error, {bins} bins: {found}"
+
+
 def _difference(comparison: AccuracyComparison) -> str:
     low, high = comparison.difference_interval.low, comparison.difference_interval.high
     return (
         f"slim - dense: {100 * comparison.difference:+.2f} points "
         f"(95 % {100 * low:+.2f} to {100 * high:+.2f}), "
         f"agreement {comparison.agreement:.2%}; right only dense {comparison.only_dense_right}, "
-        f"only slim {comparison.only_slim_right}, McNemar p = {comparison.mcnemar_p:.3f}"
+        f"only slim {comparison.only_slim_right}, McNemar p = {comparison.mcnemar_p:.3f}; "
+        f"KL(dense || slim) {comparison.kl_divergence:.4f} nats "
+        f"({_interval(comparison.kl_interval, '.4f')}), "
+        f"cosine of logits {comparison.logit_cosine:.4f}; calibration error, equal-mass, "
+        f"{100 * comparison.calibration_difference:+.2f} points "
+        f"({100 * comparison.calibration_interval.low:+.2f} to "
+        f"{100 * comparison.calibration_interval.high:+.2f})"
     )

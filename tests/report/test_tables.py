@@ -66,6 +66,10 @@ def test_accuracy_is_shown_side_by_side() -> None:
     assert lines_of(text, "slim.onnx", "80.00%")
     assert lines_of(text, "slim - dense: -15.00 points", "agreement 85.00%")
     assert lines_of(text, "right only dense 3, only slim 0, McNemar p = 0.250")
+    assert lines_of(
+        text, "slim.onnx: expected calibration error, 15 bins: equal-width", "by chance"
+    )
+    assert lines_of(text, "KL(dense || slim)", "cosine of logits")
     assert "slim -" not in shown(accuracy_table(dense))
 
 

@@ -1,0 +1,70 @@
+"""`slimdeploy evaluate`: what it tells of one file, of two, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from slimdeploy.cli import main
+from tests.cli.classifiers import PIXELS, two_classes
+from tests.cli.test_bad_input import fails
+
+
+@pytest.fixture
+def pair(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[Path, Path]:
+    """A dense ViT of 17 tokens and 3 blocks with as many outputs as classes, and a slim one."""
+    dense, slim = tmp_path / "dense.onnx", tmp_path / "slim.onnx"
+    onnx.save(two_classes(), dense)
+    plan = ["plan", "--onnx", dense, "--mac-reduction", "0.3", *PIXELS]
+    main([str(word) for word in [*plan, "--output", tmp_path / "sched.json"]])
+    main(["export", "--keep-schedule", str(tmp_path / "sched.json"), "--output", str(slim)])
+    capsys.readouterr()
+    return dense, slim
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    main(["evaluate", *(str(a) for a in arguments), "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_calibration_and_divergence_beside_accuracy(
+    pair: tuple[Path, Path], photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, slim = pair
+    saved = dense.with_name("logits.npz")
+    words = [slim, "--dense", dense, "--data-dir", photographs]
+    found = evaluated(capsys, *words, "--predictions", saved)
+    for side in ("dense", "slim"):
+        errors = found[side]["calibration_errors"]
+        assert set(errors) == {"equal-width", "equal-mass"}
+        assert all(error["bins"] == 15 and 0 <= error["value"] <= 1 for error in errors.values())
+    told = found["comparison"]
+    assert told["kl_interval"]["low"] <= told["kl_divergence"] <= told["kl_interval"]["high"]
+    assert told["kl_divergence"] > 0
+    with np.load(saved) as held:
+        right = held["logits"].argmax(1) == held["labels"]
+        assert float(right.mean()) == found["slim"]["top1"]
+        gain = right.mean() - (held["dense_logits"].argmax(1) == held["labels"]).mean()
+        assert float(gain) == pytest.approx(told["difference"])
+    alone = evaluated(capsys, slim, "--data-dir", photographs)
+    assert alone["calibration_errors"] == found["slim"]["calibration_errors"]
+
+
+def test_predictions_replace_nothing_that_is_read(
+    pair: tuple[Path, Path], photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, slim = pair
+    words = ["evaluate", slim, "--dense", dense, "--data-dir", photographs, "--predictions"]
+    before = {path: path.read_bytes() for path in dense.parent.iterdir()}
+    assert "name a file that ends in .npz or .csv" in fails(capsys, *words, slim)
+    folder = dense.with_name("folder.csv")
+    folder.mkdir()
+    assert "is a folder" in fails(capsys, *words, folder)
+    assert {p: p.read_bytes() for p in dense.parent.iterdir() if p.is_file()} == before
