@@ -88,15 +88,17 @@ def write_manifest(
     preprocessing: Preprocessing | None = None,
     tokens_per_block: Sequence[int] = (),
     results: Mapping[str, JsonValue] | None = None,
+    precision: Mapping[str, int] | None = None,
 ) -> Path:
     """Describe `artifact`, which must be in place already, and return the manifest's path.
 
-    Sizes, hashes, versions and precision are read from the files and the installation.
+    Sizes, hashes, versions and precision are read from the files and the installation; `precision`
+    is for artifacts that only their builder can read, and is what it read back.
 
     Raises:
         InputError: if a file cannot be read or the manifest cannot be written.
     """
-    parts, precision = _read_back(artifact)
+    parts, found = _read_back(artifact)
     manifest = Manifest(
         kind=kind,
         slimdeploy=__version__,
@@ -113,7 +115,7 @@ def write_manifest(
         command=tuple(command),
         versions=package_versions(packages),
         preprocessing=preprocessing,
-        precision=precision,
+        precision=found if precision is None else dict(precision),
         tokens_per_block=tuple(tokens_per_block),
         results=dict(results or {}),
     )
