@@ -109,7 +109,7 @@ def slim(
         tolerance=tolerance,
         shape=shape,
         multiple_of=multiple_of,
-        impact=_with_gradients(impact or "joint"),
+        impact=require_torch(impact or "joint"),
         reconstruct=reconstruct,
         step=10 if step is None else step,
         seed=seed,
@@ -122,7 +122,9 @@ def slim(
     check_writable(schedule_path, checkpoint)
     check_writable(weights, checkpoint, schedule_path)
     sample = draw_images(data_dir, split, images, seed)
-    schedule = _run(request, str(model), checkpoint, kwargs, sample, schedule_path, weights)
+    schedule = search_schedule(
+        request, str(model), checkpoint, kwargs, sample, schedule_path, weights
+    )
     result = {"schedule": str(schedule_path), **summary(schedule)}
     show(result, summary_table(schedule), json)
 
@@ -155,14 +157,18 @@ def draw_images(data_dir: Path, split: str | None, images: int, seed: int) -> Im
     return sample
 
 
-def _with_gradients(impact: ImpactName | Literal["cover"]) -> ImpactName:
-    """`impact`, if the PyTorch path has it."""
+def require_torch(impact: ImpactName | Literal["cover"]) -> ImpactName:
+    """`impact`, if the PyTorch path has it.
+
+    Raises:
+        InputError: if only the ONNX path has.
+    """
     if impact == "cover":
         raise InputError("--impact cover: needs --onnx")
     return impact
 
 
-def _run(
+def search_schedule(
     request: SlimRequest,
     model_name: str,
     checkpoint: Path | None,
@@ -171,6 +177,15 @@ def _run(
     output: Path,
     weights: Path,
 ) -> KeepSchedule:
+    """Search, refit, and write schedule and weights; goes on where a killed run stopped.
+
+    Args:
+        kwargs: for `timm.create_model`.
+        output: the schedule's file; `weights`, the recovered weights', lies beside it.
+
+    Raises:
+        InputError: as `slim_model`.
+    """
     import torch
 
     from slimdeploy.slim.checkpoint import save_weights

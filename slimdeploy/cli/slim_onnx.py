@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, Progress
     from slimdeploy.forward.store import Array, Store
     from slimdeploy.images import ImageFolder
+    from slimdeploy.schedule import KeepSchedule
 
 _HELD_OUT = 8
 
@@ -104,7 +105,23 @@ def slim_file(
     output_dense: Path | None,
     json: bool,
 ) -> None:
+    """Slim the dense file at `path` into `output`, and say what came of it.
+
+    Raises:
+        SlimdeployError: as `write_slim_file`.
+    """
+    made, schedule, schedule_path = write_slim_file(path, flags, output, output_dense)
+    result = result_of(made, schedule, output, schedule_path)
+    show(result, sentences(made, schedule, output), json)
+
+
+def write_slim_file(
+    path: Path, flags: OnnxSlim, output: Path, output_dense: Path | None
+) -> tuple[ForwardSlim, KeepSchedule, Path]:
     """Slim the dense file at `path` into `output`; its schedule goes beside it.
+
+    Returns:
+        What was made, the schedule, and the file it was written to.
 
     Raises:
         InputError, GraphError: for what cannot be slimmed; the message says why.
@@ -115,7 +132,7 @@ def slim_file(
     _check_targets(path, output, schedule_path, output_dense)
     dense = open_dense(path, separated(flags.file.outputs))
     require_droppable(dense)
-    _check_pooling(dense, flags)
+    check_pooling(dense, flags)
     preprocessing = flags.preprocessing(dense)
     sample = draw_images(flags.data_dir, flags.split, flags.images, flags.seed)
     with requires("cpu"):
@@ -124,8 +141,7 @@ def slim_file(
         made = _slimmed(dense, preprocessing, sample, request, tell)
     schedule = schedule_of(dense, request, made, preprocessing, sample, schedule_path)
     write_files(made, schedule, preprocessing, path, output, schedule_path, output_dense)
-    result = result_of(made, schedule, output, schedule_path)
-    show(result, sentences(made, schedule, output), json)
+    return made, schedule, schedule_path
 
 
 def _check_targets(path: Path, output: Path, schedule: Path, output_dense: Path | None) -> None:
@@ -181,7 +197,12 @@ def _arrays(
     return result
 
 
-def _check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:
+def check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:
+    """Refuse to change the function of a pooling head unasked.
+
+    Raises:
+        InputError: with the flag that asks for it.
+    """
     pooled = dense.geometry.head_pools
     if pooled and not flags.file.pool_kept:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import check_weights_safe, command_line, load_onnx, show
@@ -37,6 +37,28 @@ def verify_dense(check: Check, as_json: bool) -> None:
         GateError: if anything differs; the message names the first stream that does and the worst.
         InputError: if a file cannot be read, or schedule and dense file do not fit.
     """
+    record, proofs = prove_file(check)
+    problem, passed = record["problem"], record["passed"]
+    show(record, sentences(check, problem, proofs, passed), as_json)
+    require_proven(check, record, proofs)
+
+
+def require_proven(check: Check, record: dict[str, Any], proofs: dict[str, Proof]) -> None:
+    """Stop if the comparison failed.
+
+    Raises:
+        GateError: naming the first stream that differs and the worst.
+    """
+    if not record["passed"]:
+        raise GateError(f"{check.slim}: {record['problem'] or first_failure(proofs)}")
+
+
+def prove_file(check: Check) -> tuple[dict[str, Any], dict[str, Proof]]:
+    """Compare, and write the record, passed or not; the record and what it rests on.
+
+    Raises:
+        InputError: if a file cannot be read, or schedule and dense file do not fit.
+    """
     from slimdeploy.measure.onnx_file import coarsest_weights
     from slimdeploy.measure.parity import TOLERANCES
 
@@ -65,9 +87,7 @@ def verify_dense(check: Check, as_json: bool) -> None:
         "seconds": round(perf_counter() - start, 1),
     }
     write_text(check.output, json.dumps(record, indent=2) + "\n")
-    show(record, sentences(check, problem, proofs, passed), as_json)
-    if not passed:
-        raise GateError(f"{check.slim}: {problem or first_failure(proofs)}")
+    return record, proofs
 
 
 def _structure_problem(check: Check, slim: onnx.ModelProto, dense: onnx.ModelProto) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import (
     load_arrays,
@@ -18,6 +19,9 @@ from slimdeploy.errors import InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.manifest import Manifest
 from slimdeploy.schedule import KeepSchedule
+
+if TYPE_CHECKING:
+    from slimdeploy.measure.parity import Parity
 
 
 def verify_torch(
@@ -38,6 +42,28 @@ def verify_torch(
     Raises:
         GateError: if the logits differ, or the file is not the one its manifest describes.
         InputError: if the file's token counts are not the schedule's, or something cannot be read.
+    """
+    parity = torch_parity(slim, keep_schedule, data_dir, checkpoint, split, images, seed, tolerance)
+    result = {"slim": str(slim), "keep_schedule": str(keep_schedule), "parity": parity.to_json()}
+    show(result, f"{slim}: {'PASSED' if parity.passed else 'FAILED'}: {parity}", json)
+    parity.require(f"{slim}: against the slim torch model")
+
+
+def torch_parity(
+    slim: Path,
+    keep_schedule: Path,
+    data_dir: Path,
+    checkpoint: Path | None,
+    split: str | None,
+    images: int,
+    seed: int,
+    tolerance: float,
+) -> Parity:
+    """How far the file's logits are from the slim torch model's, on real images.
+
+    Raises:
+        GateError: if the file is not the one its manifest describes.
+        InputError: as `verify_torch`.
     """
     schedule = KeepSchedule.read(keep_schedule)
     require_timm(schedule, keep_schedule, "give that file with --dense")
@@ -60,10 +86,7 @@ def verify_torch(
     keys = [schedule.model.tokens, *schedule.counts[:-1]]
     check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)))
     reference = torch_logits(SlimVit(model, schedule.keep), arrays)
-    parity = compare_outputs(reference, onnx_logits(slim, arrays), tolerance)
-    result = {"slim": str(slim), "keep_schedule": str(keep_schedule), "parity": parity.to_json()}
-    show(result, f"{slim}: {'PASSED' if parity.passed else 'FAILED'}: {parity}", json)
-    parity.require(f"{slim}: against the slim torch model")
+    return compare_outputs(reference, onnx_logits(slim, arrays), tolerance)
 
 
 def _recorded_weights(slim: Path, manifest: Manifest) -> Path | None:
