@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from slimdeploy.cli.common import separated, show, summary, summary_table
+from slimdeploy.engine import PLANS
 from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes
 from slimdeploy.manifest import read_manifest
@@ -16,11 +17,12 @@ from slimdeploy.schedule import KeepSchedule
 
 
 def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) -> None:
-    """What is this file? A keep schedule, an ONNX graph, a manifest or a record of `verify`.
+    """What is this file? A schedule, an ONNX graph, an engine, a manifest or a record of `verify`.
 
     Of a graph: its blocks and the tokens of each, grid, prefix tokens, heads, widths, what the head
     reads, the tables that run along the tokens, MACs; and where tokens cannot be dropped, the node
-    and the reason.
+    and the reason. Of an engine: how it was built, the tokens of each block, what its kernels show,
+    and whether it will load on this machine; it is not loaded for that.
 
     Args:
         file: the file.
@@ -32,10 +34,16 @@ def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) ->
         from slimdeploy.cli.inspect_graph import graph_report
 
         result, table = graph_report(file, separated(outputs))
+    elif file.suffix in PLANS:
+        from slimdeploy.cli.inspect_plan import plan_report
+
+        result, table = plan_report(file)
     elif file.suffix == ".json":
         result, table = _record(file)
     else:
-        raise InputError(f"{file}: give a keep schedule (.json), a manifest or an .onnx file")
+        raise InputError(
+            f"{file}: give a keep schedule (.json), a manifest, an .onnx or a .plan file"
+        )
     show(result, table, json)
 
 

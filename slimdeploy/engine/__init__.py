@@ -6,23 +6,28 @@ from pathlib import Path
 
 from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine, Provider
 from slimdeploy.engine.protocol import Engine, EngineInfo, TensorInfo
-from slimdeploy.errors import InputError, MissingError
+from slimdeploy.errors import InputError
 
-__all__ = ["Engine", "EngineInfo", "OnnxRuntimeEngine", "TensorInfo", "open_engine"]
+__all__ = ["PLANS", "Engine", "EngineInfo", "OnnxRuntimeEngine", "TensorInfo", "open_engine"]
 
-_NOT_YET = {".plan": "TensorRT", ".engine": "TensorRT", ".trt": "TensorRT"}
+PLANS = (".plan", ".engine", ".trt")
+"""Suffixes of TensorRT's and TensorRT-RTX's engines."""
 
 
 def open_engine(path: Path | str, provider: Provider = "cpu", threads: int | None = None) -> Engine:
     """Load a model with the runtime that its suffix names.
 
     Raises:
-        InputError: if the file is missing, broken, or of a kind that no runtime here loads.
-        MissingError: if the runtime or the provider is not on this machine.
+        InputError: if the file is missing, broken, for another machine, or of a kind that no
+            runtime here loads.
+        GateError: if an engine is not the file that its manifest describes.
+        MissingError: if the runtime, the provider or a GPU is not on this machine.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".onnx":
         return OnnxRuntimeEngine(path, provider, threads)
-    if suffix in _NOT_YET:
-        raise MissingError(f"{path}: {_NOT_YET[suffix]} engines cannot be run yet; give the .onnx")
-    raise InputError(f"{path}: not an engine file; give an .onnx file")
+    if suffix in PLANS:
+        from slimdeploy.engine.trt.runner import TensorRTEngine
+
+        return TensorRTEngine(path)
+    raise InputError(f"{path}: not an engine file; give an .onnx or a .plan file")

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or on CUDA, and never on one while saying the other."""
+"""ONNX Runtime on the CPU, on CUDA or on TensorRT, and never on one while saying another."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from slimdeploy.errors import InputError, MissingError, one_line, requires
 if TYPE_CHECKING:
     import onnxruntime
 
-Provider = Literal["cpu", "cuda"]
+Provider = Literal["cpu", "cuda", "tensorrt"]
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}  # the others are spelled alike
 
 
@@ -31,7 +35,7 @@ class OnnxRuntimeEngine:
 
     Args:
         model: an ONNX file, or the bytes of one.
-        provider: "cpu" or "cuda". There is no fallback from one to the other.
+        provider: "cpu", "cuda" or "tensorrt". There is no fallback from one to another.
         threads: CPU threads within an operator; None takes every core the process may use.
 
     Raises:
@@ -50,11 +54,10 @@ class OnnxRuntimeEngine:
             raise InputError(f"{threads} threads: ask for 1 or more")
         self._threads = threads or usable_cores()
         self._version: str = onnxruntime.__version__
-        _check_available(onnxruntime.get_available_providers(), provider)
-        session = _open_session(model, self._name, provider, self._threads)
-        self._provider = _provider_in_use(session, provider)
-        self._inputs = tuple(_tensor_info(node) for node in session.get_inputs())
-        self._outputs = tuple(_tensor_info(node) for node in session.get_outputs())
+        session = open_session(model, self._name, provider, session_options(self._threads))
+        self._provider: str = session.get_providers()[0]
+        self._inputs = tuple(tensor_info(node) for node in session.get_inputs())
+        self._outputs = tuple(tensor_info(node) for node in session.get_outputs())
         self._session: onnxruntime.InferenceSession | None = session
 
     @property
@@ -94,19 +97,8 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-def _check_available(available: list[str], provider: str) -> None:
-    if provider not in _PROVIDERS:
-        raise InputError(f"provider '{provider}' is not known: use {' or '.join(_PROVIDERS)}")
-    if _PROVIDERS[provider] not in available:
-        raise MissingError(
-            f"this onnxruntime has no {_PROVIDERS[provider]}: uninstall onnxruntime, then "
-            "pip install 'slimdeploy[gpu]', or use --provider cpu"
-        )
-
-
-def _open_session(
-    model: Path | str | bytes, name: str, provider: Provider, threads: int
-) -> onnxruntime.InferenceSession:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options that every session here has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -114,14 +106,51 @@ def _open_session(
     options.log_severity_level = 3  # errors; what matters is raised below in one line
     # A pool that spins on after its run steals cores from another engine in the same process.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def open_session(
+    model: Path | str | bytes, name: str, provider: Provider, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    """A session of which every node runs on `provider`, or an error.
+
+    Raises:
+        InputError: if the file is missing or ONNX Runtime cannot load it.
+        MissingError: if the provider cannot be had, or would leave nodes to the CPU.
+    """
+    import onnxruntime
+
+    _check_available(onnxruntime.get_available_providers(), provider)
     if not isinstance(model, bytes):
         if not Path(model).is_file():
             raise InputError(f"{model}: no such file")
         model = str(model)
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # What TensorRT does not take is for CUDA; each provider that is named may run a part.
+    wanted = ["tensorrt", "cuda"] if provider == "tensorrt" else [provider]
     try:
-        return onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS[provider]])
+        session = onnxruntime.InferenceSession(
+            model, options, providers=[PROVIDERS[name] for name in wanted]
+        )
     except Exception as error:  # ONNX Runtime's errors share no other base class
+        if "disable_cpu_ep_fallback" in str(error):
+            raise MissingError(_fell_back(provider, "CPUExecutionProvider")) from error
         raise InputError(f"{name}: {_why_refused(error)}") from error
+    used: str = session.get_providers()[0]
+    if used != PROVIDERS[provider]:
+        raise MissingError(_fell_back(provider, used))
+    return session
+
+
+def _check_available(available: list[str], provider: str) -> None:
+    if provider not in PROVIDERS:
+        raise InputError(f"provider '{provider}' is not known: use {' or '.join(PROVIDERS)}")
+    if PROVIDERS[provider] not in available:
+        raise MissingError(
+            f"this onnxruntime has no {PROVIDERS[provider]}: uninstall onnxruntime, then "
+            "pip install 'slimdeploy[gpu]', or use --provider cpu"
+        )
 
 
 def _why_refused(error: Exception) -> str:
@@ -131,18 +160,14 @@ def _why_refused(error: Exception) -> str:
     return f"ONNX Runtime cannot load it: {text}"
 
 
-def _provider_in_use(session: onnxruntime.InferenceSession, provider: Provider) -> str:
-    """The provider that runs the graph, which must be the one asked for."""
-    used: str = session.get_providers()[0]
-    if used != _PROVIDERS[provider]:
-        raise MissingError(
-            f"onnxruntime could not start {_PROVIDERS[provider]} and fell back to {used}: check "
-            "the GPU driver and the CUDA libraries, or use --provider cpu"
-        )
-    return used
+def _fell_back(provider: Provider, used: str) -> str:
+    return (
+        f"onnxruntime could not start {PROVIDERS[provider]} and fell back to {used}: check "
+        "the GPU driver and the CUDA libraries, or use --provider cpu"
+    )
 
 
-def _tensor_info(node: Any) -> TensorInfo:
+def tensor_info(node: Any) -> TensorInfo:
     """From ONNX Runtime's description, in which a varying dimension is a string or None."""
     shape = tuple(dim if isinstance(dim, int) else None for dim in node.shape)
     kind = node.type.removeprefix("tensor(").removesuffix(")")

@@ -104,9 +104,9 @@ def test_refuses_a_graph_that_cannot_be_loaded(tmp_path: Path) -> None:
 def test_refuses_missing_files_and_other_kinds(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.onnx: no such file"):
         open_engine(tmp_path / "absent.onnx")
-    with pytest.raises(MissingError, match=r"x\.plan: TensorRT engines cannot be run yet"):
+    with pytest.raises(InputError, match=r"x\.plan: no such file; give the path of an engine"):
         open_engine(tmp_path / "x.plan")
-    with pytest.raises(InputError, match=r"x\.pt: not an engine file; give an \.onnx file"):
+    with pytest.raises(InputError, match=r"x\.pt: not an engine file; give an \.onnx or a \.plan"):
         open_engine(tmp_path / "x.pt")
     with pytest.raises(InputError, match="0 threads: ask for 1 or more"):
         OnnxRuntimeEngine(model_bytes(MEANS), threads=0)

@@ -1,0 +1,198 @@
+"""`build`: an ONNX file as an engine, in a process of its own, and what came of it.
+
+Code map:
+    request            what is asked for, checked; the batch profile
+    child, worker      the two ends of the build process
+    with_tensorrt      one build by TensorRT or TensorRT-RTX; with_onnxruntime by ONNX Runtime
+    cache              engines and timings that were computed before
+    failures           what a builder's log means
+    report, record     what was read back; what the manifest keeps of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from slimdeploy.engine.building.cache import default_folder
+from slimdeploy.engine.building.child import run_build
+from slimdeploy.engine.building.record import BuildRecord
+from slimdeploy.engine.building.report import BuildReport
+from slimdeploy.engine.building.request import BuildRequest, batch_profile, check_output
+from slimdeploy.engine.graph_facts import check_weights, graph_facts
+from slimdeploy.engine.lint import Finding, lint
+from slimdeploy.engine.protocol import TensorInfo
+from slimdeploy.engine.tokens import check_tokens, engine_tokens
+from slimdeploy.errors import GateError, InputError
+from slimdeploy.files import check_writable, sha256_file, staged
+from slimdeploy.manifest import Manifest, manifest_path, verify_manifest, write_manifest
+from slimdeploy.measure.onnx_file import external_files, load_structure
+
+__all__ = ["BuildRecord", "BuildRequest", "Built", "Caches", "batch_profile", "build_engine"]
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Where what was computed before lies.
+
+    Attributes:
+        folder: of all caches; None takes `default_folder()`.
+        timing: a timing cache of one's own, in place of the one in `folder`.
+        engines: whether to look for an engine that was built before, and keep a new one.
+    """
+
+    folder: Path | None = None
+    timing: Path | None = None
+    engines: bool = True
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build: what was read back, the manifest's record of it, the linters' findings."""
+
+    report: BuildReport
+    record: BuildRecord
+    findings: list[Finding]
+
+
+def model_inputs(model: Path) -> tuple[TensorInfo, ...]:
+    """Inputs of an ONNX file, which must be whole, with its weights, all of them numbers.
+
+    Raises:
+        InputError: naming what is missing or damaged.
+        GateError: if it is not the file that the manifest beside it describes.
+    """
+    from slimdeploy.graph.shapes import runtime_inputs
+
+    if manifest_path(model).is_file():
+        verify_manifest(model)
+    check_weights(model)
+    return tuple(_input_info(value) for value in runtime_inputs(load_structure(model)))
+
+
+def _input_info(value: Any) -> TensorInfo:
+    dims = value.type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    return TensorInfo(value.name, shape, str(value.type.tensor_type.elem_type))
+
+
+def build_engine(
+    model: Path,
+    request: BuildRequest,
+    output: Path,
+    *,
+    expected: Sequence[int] | None = None,
+    expected_by: Path | None = None,
+    caches: Caches | None = None,
+    command: Sequence[str] = (),
+    strict: bool = False,
+    progress: Progress = lambda doing, share: None,
+) -> Built:
+    """Build `model` and write the engine to `output`, with a manifest beside it.
+
+    Args:
+        model: an ONNX file; `model_inputs` has approved of it.
+        expected: the tokens that each block must compute; None takes them from the model's
+            manifest, if it has one.
+        expected_by: the file that says so.
+        strict: accept no finding of the linters.
+
+    Raises:
+        SlimdeployError: in words; nothing is written then.
+    """
+    check_output(output, request.backend)
+    check_writable(output, model, expected_by)
+    check_writable(manifest_path(output), manifest_path(model))
+    source = verify_manifest(model) if manifest_path(model).is_file() else None
+    if expected is None and source is not None and source.tokens_per_block:
+        expected, expected_by = source.tokens_per_block, manifest_path(model)
+    with _disk_errors(output), TemporaryDirectory(dir=output.parent, prefix=".build-") as name:
+        folder = Path(name)
+        task = _task(model, request, output, caches or Caches())
+        report = run_build(folder, task, progress)
+        tokens = engine_tokens(report.layers, report.attentions)
+        counts = [block.queries for block in tokens or report.attentions]
+        if expected is not None and counts:
+            check_tokens(str(model), counts, expected, str(expected_by))
+        findings = lint(report.layers, report.attentions, graph_facts(model))
+        if strict and findings:
+            raise GateError(
+                f"{output}: {findings[0].message} (and {len(findings) - 1} more findings); "
+                "nothing was written, as --strict asks"
+            )
+        record = BuildRecord.of(report, request, tokens, findings)
+        with staged(output) as target:
+            _move_parts(folder, target)
+            _describe(target, model, source, expected_by, record, counts, command, report)
+    return Built(report, record, findings)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{output}: cannot be written ({error.strerror}); choose another --output"
+        ) from error
+
+
+def _task(model: Path, request: BuildRequest, output: Path, caches: Caches) -> dict[str, Any]:
+    """What the build process is told; relative paths would depend on where it runs."""
+    parts = external_files(load_structure(model))
+    sha256 = {name: sha256_file(model.parent / name) for name in parts}
+    return {
+        "model": str(model.resolve()),
+        "sha256": {"": sha256_file(model), **sha256},
+        "request": request.to_json(),
+        "target": output.name,
+        "timing_cache": str(caches.timing.resolve()) if caches.timing else None,
+        "cache_folder": str((caches.folder or default_folder()).resolve()),
+        "use_cache": caches.engines,
+    }
+
+
+def _move_parts(folder: Path, target: Path) -> None:
+    """The engine, and a file of weights that an optimised model may have beside it."""
+    for path in folder.glob(f"{target.name}*"):
+        path.rename(target.with_name(path.name))
+
+
+_KINDS = {
+    "onnxruntime": "onnxruntime-model",
+    "tensorrt": "tensorrt-engine",
+    "tensorrt-rtx": "tensorrt-rtx-engine",
+}
+_PACKAGES = ("onnx", "numpy", "onnxruntime", "tensorrt", "tensorrt_rtx")
+
+
+def _describe(
+    target: Path,
+    model: Path,
+    source: Manifest | None,
+    expected_by: Path | None,
+    record: BuildRecord,
+    counts: Sequence[int],
+    command: Sequence[str],
+    report: BuildReport,
+) -> None:
+    made_from = {"onnx": model}
+    if expected_by is not None and expected_by != manifest_path(model):
+        made_from["schedule"] = expected_by
+    write_manifest(
+        target,
+        kind=_KINDS[record.backend],
+        made_from=made_from,
+        command=command,
+        packages=_PACKAGES,
+        preprocessing=source.preprocessing if source is not None else None,
+        tokens_per_block=counts,
+        results={"build": record.model_dump(mode="json")},
+        precision=report.precision or None,
+    )

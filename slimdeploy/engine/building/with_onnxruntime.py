@@ -1,0 +1,147 @@
+"""ONNX Runtime's own build: the model as its optimiser leaves it, for an asserted provider."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimdeploy.engine.building.report import BuildReport
+from slimdeploy.engine.building.request import BuildRequest
+from slimdeploy.engine.gpu import find_gpu
+from slimdeploy.engine.onnxruntime import (
+    PROVIDERS,
+    open_session,
+    session_options,
+    tensor_info,
+    usable_cores,
+)
+from slimdeploy.engine.protocol import TensorInfo
+from slimdeploy.engine.trt.parse import Attention
+from slimdeploy.errors import GraphError, InputError, MissingError, one_line, requires
+
+if TYPE_CHECKING:
+    import onnx
+
+_LARGE = 1_500_000_000
+"""Beyond this many bytes weights go beside the model: one file may hold no more than 2 GB."""
+
+
+@dataclass
+class OnnxRuntimeBuild:
+    """See the module."""
+
+    model: Path
+    request: BuildRequest
+
+    def run(self, target: Path) -> BuildReport:
+        """Write the optimised model to `target`.
+
+        Raises:
+            InputError: if ONNX Runtime cannot load the model.
+            MissingError: if it is not installed or the provider cannot be had.
+        """
+        with requires("cpu"):
+            import onnxruntime
+
+        gpu = None if self.request.provider == "cpu" else find_gpu()
+        options = self._options(target)
+        began = time.perf_counter()
+        session = open_session(self.model, str(self.model), self.request.provider, options)
+        seconds = time.perf_counter() - began
+        if not target.is_file():
+            raise MissingError(
+                f"{self.model}: onnxruntime {onnxruntime.__version__} wrote no optimised model for "
+                f"{PROVIDERS[self.request.provider]}: use the .onnx itself"
+            )
+        return BuildReport(
+            version=onnxruntime.__version__,
+            gpu=gpu,
+            targets=session.get_providers()[0],
+            inputs=tuple(tensor_info(node) for node in session.get_inputs()),
+            outputs=tuple(tensor_info(node) for node in session.get_outputs()),
+            attentions=_attentions(target) or _parsed_attentions(self.model),
+            build_seconds=seconds,
+        )
+
+    def _options(self, target: Path) -> Any:
+        import onnxruntime
+
+        options = session_options(usable_cores())
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        if self.request.provider == "tensorrt":  # what is kept is the engine within a model
+            options.add_session_config_entry("ep.context_enable", "1")
+            options.add_session_config_entry("ep.context_file_path", str(target))
+            return options
+        options.optimized_model_filepath = str(target)
+        if self._bytes() > _LARGE:
+            key = "session.optimized_model_external_initializers_file_name"
+            options.add_session_config_entry(key, target.name + ".data")
+        return options
+
+    def _bytes(self) -> int:
+        from slimdeploy.measure.onnx_file import external_files, load_structure
+
+        parts = external_files(load_structure(self.model))
+        files = [self.model, *(self.model.parent / name for name in parts)]
+        return sum(path.stat().st_size for path in files)
+
+
+def _attentions(path: Path) -> tuple[Attention, ...]:
+    """Token counts of the optimised model: the shapes of its softmaxes when it runs.
+
+    () if it has none: another provider's engine, or attention in one operator.
+    """
+    import onnx
+
+    from slimdeploy.graph.storage import parse_model
+
+    model = parse_model(path)
+    nodes = [node for node in model.graph.node if node.op_type == "Softmax"]
+    if not nodes:
+        return ()
+    for node in nodes:
+        model.graph.output.append(onnx.ValueInfoProto(name=node.output[0]))
+    shapes = _shapes(model, path, [node.output[0] for node in nodes])
+    return tuple(
+        Attention(node.name, shape[-2], shape[-1])
+        for node, shape in zip(nodes, shapes, strict=True)
+        if len(shape) >= 3
+    )
+
+
+def _parsed_attentions(path: Path) -> tuple[Attention, ...]:
+    """Token counts of the model that was given, where the optimised one has no softmax left."""
+    from slimdeploy.graph.blocks import find_blocks
+    from slimdeploy.graph.slimming import prepared
+    from slimdeploy.graph.storage import load_model
+
+    try:
+        blocks, _ = find_blocks(prepared(load_model(path)))
+    except (GraphError, InputError):
+        return ()  # no vision transformer: there is nothing to count
+    return tuple(Attention(block.anchor.name, block.queries, block.keys) for block in blocks)
+
+
+def _shapes(model: onnx.ModelProto, path: Path, names: list[str]) -> list[tuple[int, ...]]:
+    """Shapes of these tensors for one image, by running a copy of the model that gives them out."""
+    import numpy as np
+
+    copy = path.with_name("." + path.name)  # beside it: weights may lie in a second file
+    copy.write_bytes(model.SerializeToString())
+    try:
+        session = open_session(copy, path.name, "cpu", session_options(usable_cores()))
+        inputs = [tensor_info(node) for node in session.get_inputs()]
+        feeds = {info.name: np.zeros(_one(info), info.dtype) for info in inputs}
+        return [tuple(y.shape) for y in session.run(names, feeds)]
+    except InputError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors share no other base class
+        raise InputError(f"{path}: the optimised model does not run: {one_line(error)}") from error
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _one(info: TensorInfo) -> tuple[int, ...]:
+    return tuple(1 if size is None else size for size in info.shape)

@@ -1,0 +1,64 @@
+"""What an ONNX file says that its engine is judged by: names of nodes, read without weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from slimdeploy.errors import InputError
+from slimdeploy.graph.external import tensor_values, tensors
+from slimdeploy.graph.storage import load_model
+from slimdeploy.measure.onnx_file import load_structure
+
+_KINDS = onnx.TensorProto
+_FLOATS = (_KINDS.FLOAT, _KINDS.FLOAT16, _KINDS.BFLOAT16, _KINDS.DOUBLE)
+_SELECTION = re.compile(r"\.(selected|run)(\.\d+)?$")
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """Names of nodes, in the order of the graph.
+
+    Attributes:
+        layer_norms: LayerNormalization nodes.
+        selections: nodes that `export` wrote to drop tokens, in whatever form.
+    """
+
+    layer_norms: tuple[str, ...]
+    selections: tuple[str, ...]
+
+
+def graph_facts(path: Path) -> GraphFacts:
+    """Facts of the ONNX file at `path`.
+
+    Raises:
+        InputError: if it is no whole ONNX model, or weights beside it are missing.
+    """
+    nodes = load_structure(path).graph.node
+    return GraphFacts(
+        tuple(node.name for node in nodes if node.op_type == "LayerNormalization"),
+        tuple(node.name for node in nodes if is_selection(node.name)),
+    )
+
+
+def is_selection(node: str) -> bool:
+    """Whether a node of this name was written by the graph stage to drop tokens."""
+    return bool(_SELECTION.search(node))
+
+
+def check_weights(path: Path) -> None:
+    """Refuse a model with a weight that is no number: builders do not, and its engine is useless.
+
+    Raises:
+        InputError: naming the tensor and how many of its values are NaN.
+    """
+    for tensor in tensors(load_model(path, limit=0)):
+        if tensor.data_type in _FLOATS and (missing := np.isnan(tensor_values(tensor)).sum()):
+            raise InputError(
+                f"{path}: weight '{tensor.name}' holds NaN ({missing} values): its training or "
+                "conversion failed; export it again from a sound checkpoint"
+            )

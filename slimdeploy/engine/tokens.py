@@ -1,0 +1,61 @@
+"""How many tokens each block computes, read off an engine's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slimdeploy.engine.layers import EngineLayer
+from slimdeploy.engine.trt.parse import Attention
+from slimdeploy.errors import GateError, InputError
+
+
+def engine_tokens(
+    layers: Sequence[EngineLayer], attentions: Sequence[Attention]
+) -> list[Attention] | None:
+    """Each block's token counts from the shapes that its attention kernels work on.
+
+    Returns:
+        One for each of `attentions`, in its order; None if a block's kernel is not found.
+    """
+    found = [_read(layers, attention.node) for attention in attentions]
+    known = [attention for attention in found if attention is not None]
+    return known if found and len(known) == len(found) else None
+
+
+def _read(layers: Sequence[EngineLayer], node: str) -> Attention | None:
+    for layer in layers:
+        if node not in layer.nodes or not layer.outputs:
+            continue
+        out = layer.outputs[0].shape
+        if layer.is_attention and len(out) >= 2:
+            return Attention(node, out[-2], _keys(layer))
+        if "Exp" in layer.operators and len(out) >= 3:
+            return Attention(node, out[-2], out[-1])
+    return None
+
+
+def _keys(layer: EngineLayer) -> int:
+    """From softmax(QK)V's operands: V is [..., keys, head width], as wide as the result."""
+    width = layer.outputs[0].shape[-1]
+    values = [tensor.shape for tensor in layer.inputs if tensor.shape[-1:] == (width,)]
+    return values[-1][-2] if values and len(values[-1]) >= 2 else -1
+
+
+def check_tokens(source: str, found: Sequence[int], expected: Sequence[int], by: str) -> None:
+    """Compare the queries of each block with what a schedule or manifest says.
+
+    Raises:
+        InputError: if it is for a model of another depth.
+        GateError: naming the first block that differs.
+    """
+    if len(found) != len(expected):
+        raise InputError(
+            f"{by}: is for a model of {len(expected)} blocks, {source} has {len(found)}; give the "
+            "schedule that this file was exported with"
+        )
+    for number, (have, want) in enumerate(zip(found, expected, strict=True), 1):
+        if have != want:
+            raise GateError(
+                f"{source}: block {number} computes {have} tokens, {by} says {want}; nothing was "
+                "written: export it again with this schedule"
+            )
