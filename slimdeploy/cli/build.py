@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,8 @@ def build(
     check_writable(output, model, keep_schedule)
     if layers is not None:
         check_writable(layers, model, keep_schedule, output)
-    batch = batch_profile(str(model), model_inputs(model), (min_batch, opt_batch, max_batch))
-    request = BuildRequest(**{**asked.to_json(), "batch": batch})
+    inputs, sizes = model_inputs(model), (min_batch, opt_batch, max_batch)
+    request = replace(asked, batch=batch_profile(str(model), inputs, sizes, backend))
     expected = _expected(keep_schedule)
     if dry_run:
         show({"request": request.to_json()}, _plan(request, model, output), json)
@@ -117,10 +118,8 @@ def _expected(keep_schedule: Path | None) -> list[int] | None:
 
 
 def _plan(request: BuildRequest, model: Path, output: Path) -> str:
-    batch = (
-        "fixed batch" if request.batch is None else "batch {} to {} to {}".format(*request.batch)
-    )
-    return f"would build {model} with {request.backend}, {batch}, and write {output}"
+    batch = "" if request.batch is None else ", batch {}, {}, {}".format(*request.batch)
+    return f"would build {model} with {request.backend}{batch}, and write {output}"
 
 
 def _result(output: Path, built: Built) -> dict[str, Any]:

@@ -133,19 +133,26 @@ def check_output(output: Path, backend: Backend) -> None:
 
 
 def batch_profile(
-    source: str, inputs: Sequence[TensorInfo], asked: tuple[int | None, int | None, int | None]
+    source: str,
+    inputs: Sequence[TensorInfo],
+    asked: tuple[int | None, int | None, int | None],
+    backend: Backend = "tensorrt",
 ) -> Batch | None:
     """The batch profile for a model from --min-batch, --opt-batch and --max-batch.
 
     What is not given follows from what is: at least one image, at most 8, tuned for the most.
 
     Returns:
-        None for a model of fixed batch size.
+        None for a model of fixed batch size, and for ONNX Runtime, which takes any.
 
     Raises:
         InputError: if the three are not in order, the model's batch is fixed, or an axis other
             than the first varies.
     """
+    if backend == "onnxruntime":
+        if any(number is not None for number in asked):
+            raise InputError("--min-batch, --opt-batch and --max-batch: are for TensorRT alone")
+        return None
     for info in inputs:
         if None in info.shape[1:]:
             raise InputError(
