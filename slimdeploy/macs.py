@@ -8,13 +8,16 @@ With q = |S_l| queries and k = |S_{l-1}| keys, a layer of width D and MLP width 
 q·D² (Q) + 2k·D² (K, V) + 2q·k·D (scores and mix) + q·D² (projection) + 2q·D·M (MLP): the compact
 form, in which keys and values exist only for tokens that the layer before kept. (The paper
 counts K and V over all N zero-padded rows and so reports about 6 points less.)
+
+A dynamic schedule's layer scores k tokens of D channels beside that: one MAC per channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from slimdeploy.dynamic import choosing_layers
 from slimdeploy.schedule import KeepSchedule, ModelGeometry
 
 
@@ -26,10 +29,11 @@ class LayerMacs:
     keys: int
     attention: int
     mlp: int
+    scorer: int = 0
 
     @property
     def total(self) -> int:
-        return self.attention + self.mlp
+        return self.attention + self.mlp + self.scorer
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,21 @@ def layer_macs(model: ModelGeometry, queries: int, keys: int) -> LayerMacs:
     return LayerMacs(queries, keys, attention, 2 * queries * d * model.mlp_width)
 
 
-def model_macs(model: ModelGeometry, counts: Sequence[int]) -> ModelMacs:
-    """MACs of the model when layer l keeps counts[l] tokens (prefix included)."""
+def model_macs(model: ModelGeometry, counts: Sequence[int], *, dynamic: bool = False) -> ModelMacs:
+    """MACs of the model when layer l keeps counts[l] tokens (prefix included).
+
+    With `dynamic`, those of scoring the tokens too.
+    """
     channels = model.input_size[0]
     embed = model.patches * model.patch_size[0] * model.patch_size[1] * channels * model.width
     keys = [model.tokens, *counts[:-1]]
     layers = tuple(layer_macs(model, q, k) for q, k in zip(counts, keys, strict=True))
+    if dynamic:
+        chooses = choosing_layers(counts, model.tokens, len(model.prefix))
+        layers = tuple(
+            replace(layer, scorer=layer.keys * model.width * chosen)
+            for layer, chosen in zip(layers, chooses, strict=True)
+        )
     rows = max(len(model.head_reads), 1)  # a pooled row is read once
     return ModelMacs(embed, layers, rows * model.width * model.num_classes)
 
@@ -74,4 +87,4 @@ def mac_reduction(model: ModelGeometry, counts: Sequence[int]) -> float:
 
 def schedule_macs(schedule: KeepSchedule) -> ModelMacs:
     """MACs of the model that a schedule describes."""
-    return model_macs(schedule.model, schedule.counts)
+    return model_macs(schedule.model, schedule.counts, dynamic=schedule.dynamic is not None)

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from slimdeploy.dynamic import Dynamic, dynamic_problem
 from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes, write_text
 from slimdeploy.preprocessing import Preprocessing, first_problem
@@ -134,6 +135,11 @@ class KeepSchedule(_Strict):
         default=False, description="let the head pool over the kept tokens: another function"
     )
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    dynamic: Dynamic | None = Field(
+        default=None,
+        description="choose each image's patches anew: `keep` then gives the counts, the prefix, "
+        "and the patches that are chosen most often",
+    )
     checkpoint: WeightsFile | None = Field(default=None, description="the dense model's weights")
     slim_checkpoint: WeightsFile | None = Field(
         default=None, description="weights made for this schedule (refit or fine-tuned)"
@@ -146,6 +152,8 @@ class KeepSchedule(_Strict):
         problem = token_problem(self.model, keep, pool_kept=self.pool_kept)
         if problem:
             raise ValueError(problem)
+        if self.dynamic and (problem := self._dynamic_problem(self.dynamic)):
+            raise ValueError(problem)
         if self.preprocessing and self.preprocessing.input_size != self.model.input_size:
             raise ValueError("preprocessing.input_size: differs from model.input_size")
         for index, layer in enumerate(self.layers):
@@ -155,6 +163,14 @@ class KeepSchedule(_Strict):
                     f"the model has {self.model.tokens} tokens"
                 )
         return self
+
+    def _dynamic_problem(self, dynamic: Dynamic) -> str | None:
+        model = self.model
+        if model.head_pools:
+            return "dynamic: not for a head that pools over patches"
+        if any(id_ >= len(model.prefix) for id_ in model.head_reads):
+            return "dynamic: not for a head that reads single patches"
+        return dynamic_problem(dynamic, self.keep, model.tokens, len(model.prefix), model.width)
 
     @property
     def keep(self) -> list[list[int]]:
@@ -168,10 +184,15 @@ class KeepSchedule(_Strict):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the model's geometry and the kept ids: what the artifacts depend on."""
+        """SHA-256 over the model's geometry and what is kept: what the artifacts depend on."""
         # Left out where empty, so that the digests of older schedules stay what they were.
         empty = {name for name in ("head_pools", "outputs") if not getattr(self.model, name)}
-        essence = {"model": self.model.model_dump(mode="json", exclude=empty), "keep": self.keep}
+        essence: dict[str, object] = {
+            "model": self.model.model_dump(mode="json", exclude=empty),
+            "keep": self.keep,
+        }
+        if self.dynamic is not None:
+            essence["dynamic"] = self.dynamic.model_dump(mode="json")
         return hashlib.sha256(json.dumps(essence, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -188,7 +209,10 @@ class KeepSchedule(_Strict):
 
     def write(self, path: Path) -> None:
         """Write the schedule atomically, one layer's ids to a line."""
-        write_text(path, _compact_lists(self.model_dump(mode="json", by_alias=True)))
+        # Left out where absent: older versions read every static schedule.
+        absent = {"dynamic"} if self.dynamic is None else set()
+        data = self.model_dump(mode="json", by_alias=True, exclude=absent)
+        write_text(path, _compact_lists(data))
 
 
 def token_problem(

@@ -14,7 +14,7 @@ from slimdeploy.console import arguments
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable, sha256_file
 from slimdeploy.images import ImageFolder
-from slimdeploy.macs import dense_macs, mac_reduction, schedule_macs
+from slimdeploy.macs import dense_macs, schedule_macs
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.report.tables import schedule_table
 from slimdeploy.schedule import KeepSchedule, WeightsFile
@@ -150,12 +150,15 @@ def separated(words: tuple[str, ...]) -> tuple[str, ...]:
 
 def summary(schedule: KeepSchedule) -> dict[str, Any]:
     """What a program wants to know of a schedule."""
+    dense, slim = dense_macs(schedule.model).total, schedule_macs(schedule).total
+    chosen = {} if schedule.dynamic is None else {"dynamic": schedule.dynamic.scorer}
     return {
         "model": schedule.model.name,
+        **chosen,
         "counts": schedule.counts,
-        "dense_macs": dense_macs(schedule.model).total,
-        "slim_macs": schedule_macs(schedule).total,
-        "mac_reduction": mac_reduction(schedule.model, schedule.counts),
+        "dense_macs": dense,
+        "slim_macs": slim,
+        "mac_reduction": 1 - slim / dense,
     }
 
 

@@ -26,8 +26,8 @@ from slimdeploy.errors import GateError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
+from slimdeploy.slim.dynamic import slim_of
 from slimdeploy.slim.loading import Plan, PlannedBatches, make_loader, readable_errors, seed_all
-from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.recovery import ReadTokens, RecoveryTask
 from slimdeploy.slim.training import (
@@ -39,11 +39,6 @@ from slimdeploy.slim.training import (
 )
 from slimdeploy.slim.types import Vit
 from slimdeploy.slim.world import World
-
-
-def static_slim(dense: Vit, schedule: KeepSchedule) -> SlimVit:
-    """The slim model of a schedule, which shares `dense`'s parameters."""
-    return SlimVit(dense, schedule.keep)
 
 
 @dataclass
@@ -69,7 +64,7 @@ class Finetuner:
     options: FinetuneOptions = field(default_factory=FinetuneOptions)
     state_path: Path | None = None
     evaluate: Callable[[nn.Module], str] | None = None
-    make_slim: Callable[[Vit, KeepSchedule], Any] = static_slim
+    make_slim: Callable[[Vit, KeepSchedule], Any] = slim_of
     world: World | None = None
 
     def __post_init__(self) -> None:

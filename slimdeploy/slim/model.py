@@ -95,8 +95,13 @@ def mlp_half(block: VitBlock, x: Tensor) -> Tensor:
 
 
 def select(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Tokens at `rows` of [B, k, D]; all of them for None."""
-    return x if rows is None else x.index_select(1, rows)
+    """Tokens at `rows` of [B, k, D]: [q] the same for every image, [B, q] for each its own.
+
+    None keeps all of them.
+    """
+    if rows is None or rows.ndim == 1:
+        return x if rows is None else x.index_select(1, rows)
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def attention_mix(

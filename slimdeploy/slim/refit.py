@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -78,21 +78,29 @@ class _Normal:
         return torch.linalg.solve(self.left + torch.diag(ridge), self.right)
 
 
+Rows: TypeAlias = Tensor | Sequence[Tensor | None] | None
+"""Kept rows of a block: the same for every batch, or each batch's own."""
+
+
+def _each(rows: Rows, batches: int) -> Sequence[Tensor | None]:
+    return [rows] * batches if rows is None or isinstance(rows, Tensor) else rows
+
+
 @dataclass
 class _Refit:
-    """One block being refitted on (slim input, dense target) pairs."""
+    """One block being refitted on (slim input, dense target) pairs, batch by batch."""
 
     block: VitBlock
-    rows: Tensor | None
+    rows: Sequence[Tensor | None]
     weights: Tensor
     options: RefitOptions = field(default_factory=RefitOptions)
 
     def projection(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         """Solve the attention's projection towards the dense stream after attention."""
         normal = _Normal(self.block.attn.proj.bias is not None)
-        for x, target in zip(inputs, targets, strict=True):
-            missing = target - attention_half(self.block, x, self.rows)
-            normal.add(attention_mix(self.block, x, self.rows), missing, self.weights)
+        for x, target, rows in zip(inputs, targets, self.rows, strict=True):
+            missing = target - attention_half(self.block, x, rows)
+            normal.add(attention_mix(self.block, x, rows), missing, self.weights)
         _apply(self.block, "ls1", self.block.attn.proj, normal.solve(self.options.strength))
 
     def second_layer(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
@@ -130,12 +138,12 @@ def refit_block(
     dense_block: VitBlock,
     inputs: Sequence[Tensor],
     dense_inputs: Sequence[Tensor],
-    rows: Tensor | None,
-    dense_rows: Tensor | None,
+    rows: Rows,
+    dense_rows: Rows,
     weights: Tensor,
     options: RefitOptions,
 ) -> None:
-    """Refit one block in place.
+    """Refit one block in place. Rows are [q], or for choices per image [B, q] batch by batch.
 
     Args:
         block: changed; reads `inputs` [B, k, D] and keeps `rows` of them.
@@ -143,10 +151,12 @@ def refit_block(
             `dense_rows`, the same tokens, is the target.
         weights: weight of each kept token, [q].
     """
-    refit = _Refit(block, rows, weights, options)
-    after = [attention_half(dense_block, x, dense_rows) for x in dense_inputs]
+    kept = _each(rows, len(inputs))
+    refit = _Refit(block, kept, weights, options)
+    wanted = _each(dense_rows, len(inputs))
+    after = [attention_half(dense_block, *pair) for pair in zip(dense_inputs, wanted, strict=True)]
     refit.projection(inputs, after)
-    halves = [attention_half(block, x, rows) for x in inputs]
+    halves = [attention_half(block, *pair) for pair in zip(inputs, kept, strict=True)]
     refit.second_layer(halves, [mlp_half(dense_block, x) for x in after])
 
 

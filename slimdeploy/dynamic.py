@@ -1,0 +1,63 @@
+"""The dynamic part of a keep schedule: positions chosen anew for every image, in fixed numbers.
+
+The paper's second model (DPS): block l scores the patches that enter it and computes the best
+`counts[l] - prefix` of them; the counts are the schedule's, so every shape stays static. No score
+reads the softmax, whose output a fused attention never writes:
+
+`predictor`   w_l · x̂, with x̂ the token standardised over its channels (a LayerNorm without weights)
+`key-norm`    ||k||², the patch's key in this block, over all heads
+`token-norm`  ||x||², the residual stream's token as it enters the block
+
+A larger score is kept first, of equal ones the patch that comes first. Prefix tokens are not scored
+and always stay. A layer that keeps no patch (the last one, of a head that reads single tokens) has
+nothing to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Scorer = Literal["predictor", "key-norm", "token-norm"]
+
+STANDARDISE_EPSILON = 1e-6
+"""Added to the variance of a token before its channels are divided by the deviation."""
+
+
+class Dynamic(BaseModel):
+    """How each image's patches are chosen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scorer: Scorer
+    weights: tuple[tuple[FiniteFloat, ...] | None, ...] = Field(
+        default=(), description="predictor: w_l per layer, null where nothing is chosen"
+    )
+
+
+def choosing_layers(counts: Sequence[int], tokens: int, prefix: int) -> list[bool]:
+    """Per layer whether it chooses: it keeps fewer tokens than the one before, and patches."""
+    before = [tokens, *counts[:-1]]
+    return [count < held and count > prefix for count, held in zip(counts, before, strict=True)]
+
+
+def dynamic_problem(
+    dynamic: Dynamic, keep: Sequence[Sequence[int]], tokens: int, prefix: int, width: int
+) -> str | None:
+    """The first rule that a dynamic schedule breaks, with its field, or None."""
+    for index, ids in enumerate(keep):
+        if max(ids) >= prefix and not set(range(prefix)) <= set(ids):
+            return f"layers[{index}].keep: a dynamic schedule keeps every prefix token with patches"
+    if dynamic.scorer != "predictor":
+        return "dynamic.weights: go with the predictor only" if dynamic.weights else None
+    if len(dynamic.weights) != len(keep):
+        return f"dynamic.weights: {len(dynamic.weights)} rows for {len(keep)} layers"
+    chooses = choosing_layers([len(ids) for ids in keep], tokens, prefix)
+    for index, (weights, needed) in enumerate(zip(dynamic.weights, chooses, strict=True)):
+        if (weights is not None) != needed:
+            return f"dynamic.weights[{index}]: {'missing' if needed else 'this layer chooses none'}"
+        if weights is not None and len(weights) != width:
+            return f"dynamic.weights[{index}]: {len(weights)} numbers for {width} channels"
+    return None

@@ -1,0 +1,18 @@
+"""Per-image choice of patches in static numbers (the paper's DPS); off unless asked for."""
+
+from slimdeploy.slim.dynamic.model import DynamicVit, slim_of
+from slimdeploy.slim.dynamic.pipeline import DynamicRequest, dynamic_model
+from slimdeploy.slim.dynamic.predictor import fit_predictor
+from slimdeploy.slim.dynamic.refit import refit_dynamic
+from slimdeploy.slim.dynamic.scores import choose_rows, patch_scores
+
+__all__ = [
+    "DynamicRequest",
+    "DynamicVit",
+    "choose_rows",
+    "dynamic_model",
+    "fit_predictor",
+    "patch_scores",
+    "refit_dynamic",
+    "slim_of",
+]

@@ -1,0 +1,43 @@
+"""Closed-form recovery of a dynamic model: the static form's ridge regression, rows per image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.dynamic.model import DynamicVit, take_ids
+from slimdeploy.slim.model import embed, slim_block
+from slimdeploy.slim.refit import RefitOptions, refit_block, token_weights
+
+
+@torch.no_grad()
+def refit_dynamic(
+    state: Calibration,
+    slim: DynamicVit,
+    options: RefitOptions | None = None,
+    progress: Any = None,
+) -> None:
+    """Refit all blocks of `slim.dense` in place, first to last.
+
+    As `slimdeploy.slim.refit.refit_model`, except that each image's rows are those that it chooses
+    on the way, from the refitted stream, and its targets the dense stream's at the same tokens.
+    `progress(layer)` is called after each layer.
+    """
+    options = options or RefitOptions()
+    dense_stream = [embed(state.dense, images) for images in state.batches()]
+    stream = [embed(slim.dense, images) for images in state.batches()]
+    ids = [torch.arange(state.tokens).expand(len(x), -1) for x in stream]
+    for index, (block, dense_block) in enumerate(
+        zip(slim.dense.blocks, state.dense.blocks, strict=True)
+    ):
+        rows = [slim.rows(index, x) for x in stream]
+        ids = [take_ids(held, chosen) for held, chosen in zip(ids, rows, strict=True)]
+        # Prefix tokens come first; which patches follow does not matter to their weight.
+        weights = token_weights(ids[0][0].tolist(), state.geometry.head_reads, options)
+        refit_block(block, dense_block, stream, dense_stream, rows, ids, weights, options)
+        stream = [slim_block(block, *pair) for pair in zip(stream, rows, strict=True)]
+        dense_stream = [slim_block(dense_block, x, None) for x in dense_stream]
+        if progress is not None:
+            progress(index + 1)
