@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -41,7 +41,7 @@ def slim(
     tolerance: float | None = None,
     shape: Shape = "geometric",
     multiple_of: int = 1,
-    impact: ImpactName | Literal["cover"] | None = None,
+    impact: ImpactName | None = None,
     reconstruct: Reconstruct = "refit",
     images: int = 192,
     search_images: int = 64,
@@ -109,7 +109,7 @@ def slim(
         tolerance=tolerance,
         shape=shape,
         multiple_of=multiple_of,
-        impact=require_torch(impact or "joint"),
+        impact=impact or "joint",
         reconstruct=reconstruct,
         step=10 if step is None else step,
         seed=seed,
@@ -155,17 +155,6 @@ def draw_images(data_dir: Path, split: str | None, images: int, seed: int) -> Im
     if len(sample) < images:
         note(f"{folder.root}: only {len(sample)} images there, {images} were asked for")
     return sample
-
-
-def require_torch(impact: ImpactName | Literal["cover"]) -> ImpactName:
-    """`impact`, if the PyTorch path has it.
-
-    Raises:
-        InputError: if only the ONNX path has.
-    """
-    if impact == "cover":
-        raise InputError("--impact cover: needs --onnx")
-    return impact
 
 
 def search_schedule(

@@ -8,26 +8,21 @@ others, as they change from image to image, are predicted best by linear combina
 
 x_j holds token j over all images and features, [n D], normalised as a LayerNorm would and with its
 mean over images taken off; w_j is the squared attention that j receives in the next block from the
-tokens kept there. Only the Gram matrix of the tokens is needed, [N, N]; choosing one more token is
-a step of a pivoted Cholesky factorisation.
+tokens kept there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
+from slimdeploy.cover_ranks import cover_ranks
 from slimdeploy.forward.maps import map_part, per_head
 from slimdeploy.forward.running import open_part
 from slimdeploy.forward.store import Array
 from slimdeploy.forward.views import Views
 
 Floats = NDArray[np.float64]
-
-_NOTHING = 1e-9
-"""Share of the largest diagonal below which a token has nothing left to say."""
 
 
 def cover(views: Views, layer: int) -> Floats:
@@ -70,32 +65,3 @@ def received_squares(views: Views, layer: int) -> Floats:
             maps = per_head(outputs[name], rows.stop - rows.start)[:, :, queries]
             total += np.square(maps, dtype=np.float64).mean((1, 2)).sum(0)
     return total / len(views.feed.images)
-
-
-def cover_ranks(gram: Floats, weights: Floats, given: Sequence[int]) -> Floats:
-    """Greedy choice of columns, [N]: `given` first, then the one that lowers the error most.
-
-    Args:
-        gram: [N, N], symmetric and not negative.
-        weights: of each token's error, [N].
-    """
-    left = gram.copy()
-    least = _NOTHING * max(float(np.diagonal(gram).max()), np.finfo(np.float64).tiny)
-    ranks = np.full(len(gram), -1.0)
-    for place in range(len(gram)):
-        index = given[place] if place < len(given) else _best(left, weights, ranks >= 0, least)
-        ranks[index] = len(gram) - place
-        if left[index, index] > least:
-            column = left[:, index].copy()
-            left -= np.outer(column, column) / left[index, index]
-    return ranks
-
-
-def _best(left: Floats, weights: Floats, chosen: NDArray[np.bool_], least: float) -> int:
-    """The free token whose choice lowers the weighted error most."""
-    own = np.diagonal(left)
-    gain = (weights @ np.square(left)) / np.maximum(own, least)
-    gain[chosen | (own <= least)] = -1.0
-    if gain.max() < 0:  # all others are predicted already: by weight
-        gain = np.where(chosen, -1.0, weights)
-    return int(gain.argmax())

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
-ImpactName = Literal["joint", "path", "attention", "class-attention", "grid", "centre", "random"]
+ImpactName = Literal[
+    "cover", "joint", "path", "attention", "class-attention", "grid", "centre", "random"
+]
 Reconstruct = Literal["refit", "gradient", "none"]
 Exporter = Literal["dynamo", "torchscript"]

@@ -171,5 +171,3 @@ def test_files_that_must_not_be_written(
     assert "give --model NAME" in fails(capsys, "slim", "--data-dir", photographs)
     line = fails(capsys, "slim", "--model", "m", "--data-dir", photographs, "--select", "slice")
     assert "--select: does not go with --model" in line
-    words = ["slim", "--model", "m", "--data-dir", photographs, "--mac-reduction", "0.3"]
-    assert "--impact cover: needs --onnx" in fails(capsys, *words, "--impact", "cover")

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from slimdeploy.cover_ranks import cover_ranks
 from slimdeploy.forward.choose import choose_tokens
-from slimdeploy.forward.cover import cover_ranks, token_gram
+from slimdeploy.forward.cover import token_gram
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.store import open_store
 from slimdeploy.forward.views import Views

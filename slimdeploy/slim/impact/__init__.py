@@ -9,12 +9,14 @@ from slimdeploy.errors import InputError
 from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.impact.attention import ClassAttentionImpact, OwnAttentionImpact
 from slimdeploy.slim.impact.base import Impact
+from slimdeploy.slim.impact.cover import CoverImpact
 from slimdeploy.slim.impact.fixed import FixedImpact
 from slimdeploy.slim.impact.joint import JointImpact
 from slimdeploy.slim.impact.path import PathImpact
 
 _IMPACTS: dict[ImpactName, Callable[[int], Impact]] = {
     "joint": lambda seed: JointImpact(seed=seed),
+    "cover": lambda seed: CoverImpact(),
     "path": lambda seed: PathImpact(),
     "attention": lambda seed: OwnAttentionImpact(),
     "class-attention": lambda seed: ClassAttentionImpact(),

@@ -1,0 +1,241 @@
+"""Fine-tune a dense timm ViT, first on small images, then at its own size; resumable.
+
+Slimming is judged against a dense model of the same data; this makes one in CPU time. A ViT takes
+any grid: most steps run on a quarter of the tokens, the last at full size (progressive resizing).
+
+    python -m tools.train_dense --model vit_small_patch14_dinov2 --initial-checkpoint W \
+        --data-dir build/fashion_mnist --stages 98:1.5,196:0.4 --output build/fm/dense.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimdeploy.files import atomic_path
+from slimdeploy.images import ImageFolder, read_image
+from slimdeploy.preprocessing import Preprocessing, to_rgb
+from slimdeploy.slim.checkpoint import save_weights
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: its image size in pixels and the rows of the training set."""
+
+    size: int
+    rows: Tensor
+
+
+def load_arrays(folder: ImageFolder) -> tuple[Tensor, Tensor]:
+    """All images as bytes, [n, C, H, W] (C is 1 if all are grey), and labels [n]."""
+    images = [np.asarray(to_rgb(read_image(file))) for file in folder.files]
+    data = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    if bool((data[:, :1] == data[:, 1:]).all()):
+        data = data[:, :1]
+    return data.contiguous(), torch.tensor(folder.labels)
+
+
+def plan_steps(stages: str, n: int, batch: int, seed: int) -> list[Step]:
+    """The whole run, stage after stage: `98:1.5,196:0.4` is size:epochs."""
+    generator, steps = torch.Generator().manual_seed(seed), []
+    for stage in stages.split(","):
+        size, epochs = stage.split(":")
+        wanted = round(float(epochs) * n / batch)
+        rows = torch.cat(
+            [torch.randperm(n, generator=generator) for _ in range(math.ceil(float(epochs)))]
+        )
+        steps += [Step(int(size), part) for part in rows.split(batch)[:wanted]]
+    return steps
+
+
+def augment(images: Tensor, size: int, generator: torch.Generator, dihedral: bool) -> Tensor:
+    """Random flip, shift (7 %), zoom (10 %), brightness, contrast: bytes to [B, 3, size, size]."""
+    n = len(images)
+    zoom = 1 + 0.1 * (2 * torch.rand(n, generator=generator) - 1)
+    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    shift = 0.14 * (2 * torch.rand(n, 2, generator=generator) - 1)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom * flip, zoom, shift
+    if dihedral:
+        theta[:, 1, 1] *= torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+        turned = torch.rand(n, generator=generator) < 0.5
+        theta[turned] = theta[turned][:, [1, 0]]
+    x = images.float() / 255
+    grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
+    mode = "bicubic" if x.shape[-1] < size else "bilinear"
+    x = F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)
+    gain = 1 + 0.1 * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)
+    x = ((x * gain[0] - 0.5) * gain[1] + 0.5).clamp(0, 1)
+    return normalise(x)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Colours in 0..1, [B, 1 or 3, H, W], to the model's input [B, 3, H, W]."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return (x.expand(-1, 3, -1, -1) - mean) / std
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> float:
+    """Top-1 in bfloat16 autocast, for choosing only; `slimdeploy evaluate` gives the figures."""
+    model.eval()
+    right = 0
+    for x, y in zip(images.split(64), labels.split(64), strict=True):
+        x = F.interpolate(x.float() / 255, (size, size), mode="bicubic", antialias=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            right += int((model(normalise(x.clamp(0, 1))).argmax(1) == y).sum())
+    return right / len(labels)
+
+
+def make_model(name: str, size: int, classes: int, initial: Path | None, drop_path: float) -> Any:
+    """A ViT of that input size that takes others too, with pretrained weights and a new head."""
+    model = timm.create_model(name, pretrained=initial is None, num_classes=0)
+    if initial is not None:
+        model.load_state_dict({k: v.float() for k, v in load_file(initial).items()})
+    model.set_input_size(img_size=size)
+    fresh = timm.create_model(
+        name, img_size=size, num_classes=classes, dynamic_img_size=True, drop_path_rate=drop_path
+    )
+    fresh.load_state_dict(model.state_dict(), strict=False)
+    nn.init.zeros_(fresh.head.weight)
+    nn.init.zeros_(fresh.head.bias)
+    return fresh
+
+
+def freeze(model: Any, blocks: int) -> None:
+    """Leave the first blocks, and the embedding before them, as they are: no gradients there."""
+    parts = [model.patch_embed, *model.blocks[:blocks]] if blocks else []
+    for part in parts:
+        part.requires_grad_(False)
+    if blocks:
+        model.pos_embed.requires_grad_(False)
+        model.cls_token.requires_grad_(False)
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    """Linear rise over 5 % of the steps, then a cosine to 1 % of the peak."""
+    rise = max(1, total // 20)
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise))))
+
+
+def train(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(arguments.seed)
+    folder = ImageFolder.open(arguments.data_dir, "train")
+    images, labels = load_arrays(folder)
+    held = load_arrays(ImageFolder.open(arguments.data_dir, "val"))
+    held = _evenly(held, arguments.val_images)
+    steps = plan_steps(arguments.stages, len(images), arguments.batch_size, arguments.seed)
+    size = steps[-1].size
+    model = make_model(
+        arguments.model,
+        size,
+        len(folder.classes),
+        arguments.initial_checkpoint,
+        arguments.drop_path,
+    )
+    freeze(model, arguments.freeze_blocks)
+    optimiser = create_optimizer_v2(
+        model, opt="adamw", lr=arguments.lr, weight_decay=0.05, layer_decay=arguments.layer_decay
+    )
+    ema = ModelEmaV3(model, decay=arguments.ema_decay, use_warmup=True)
+    state_path = arguments.output.with_suffix(".state")
+    first = 0
+    if state_path.is_file():
+        state = torch.load(state_path, weights_only=True)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        ema.module.load_state_dict(state["ema"])
+        optimiser.load_state_dict(state["optimiser"])
+    started, mean_loss = time.time(), 0.0
+    for index in range(first, len(steps)):
+        step = steps[index]
+        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + index)
+        x = augment(images[step.rows], step.size, generator, arguments.dihedral)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(index, len(steps), arguments.lr) * group.get(
+                "lr_scale", 1.0
+            )
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x).float(), labels[step.rows], label_smoothing=0.1)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        ema.update(model, step=index)
+        mean_loss += (
+            (float(loss.detach()) - mean_loss) * 0.02 if index > first else float(loss.detach())
+        )
+        if (index + 1) % 50 == 0:
+            rate = (index + 1 - first) * arguments.batch_size / (time.time() - started)
+            line = f"step {index + 1}/{len(steps)} size {step.size} loss {mean_loss:.4f}"
+            print(f"{line} {rate:.1f} images/s", flush=True)
+        last = index + 1 == len(steps)
+        if last or (index + 1) % arguments.check_every == 0:
+            found = accuracy(ema.module, *held, step.size)
+            print(f"step {index + 1}: validation top-1 {found:.2%} at {step.size}", flush=True)
+            state = {
+                "step": index + 1,
+                "model": model.state_dict(),
+                "ema": ema.module.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            }
+            with atomic_path(state_path) as path:
+                torch.save(state, path)
+    preprocessing = Preprocessing(
+        input_size=(3, size, size), crop_pct=1.0, interpolation="bicubic", mean=MEAN, std=STD
+    )
+    save_weights(
+        ema.module.eval(),
+        arguments.output,
+        name=arguments.model,
+        preprocessing=preprocessing,
+        dtype="float16",
+    )
+    print(f"wrote {arguments.output}")
+
+
+def _evenly(data: tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(min(n, len(data[1]))) * len(data[1]) // min(n, len(data[1]))
+    return data[0][rows], data[1][rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--initial-checkpoint", type=Path, help="else timm's pretrained weights")
+    parser.add_argument("--data-dir", type=Path, required=True, help="with train/ and val/")
+    parser.add_argument("--stages", required=True, help="size:epochs, as 98:1.5,196:0.4")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--layer-decay", type=float, default=0.8)
+    parser.add_argument("--drop-path", type=float, default=0.0)
+    parser.add_argument("--ema-decay", type=float, default=0.995)
+    parser.add_argument("--freeze-blocks", type=int, default=0, help="first blocks left alone")
+    parser.add_argument("--dihedral", action="store_true", help="for images without an upside")
+    parser.add_argument("--val-images", type=int, default=2000, help="drawn evenly")
+    parser.add_argument("--check-every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
