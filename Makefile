@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint data clean
+.PHONY: demo test lint data bindings clean
 
 demo: $(READY) data
 	$(BIN)/python -m tools.demo
@@ -20,6 +20,10 @@ lint: $(READY)
 # Real photographs: installed with the environment, never committed (CC BY-NC-SA 4.0).
 data: $(READY)
 	$(BIN)/python -m tools.prepare_elpv --output build/elpv
+
+# TensorRT's Python bindings of each supported version, 5 MB: a test asks them what they have.
+bindings: $(READY)
+	$(BIN)/python -m tools.trt_api
 
 # Reinstalled whenever what it was made from changes.
 $(READY): pyproject.toml constraints.txt
