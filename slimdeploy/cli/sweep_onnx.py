@@ -1,0 +1,111 @@
+"""A sweep over slim models of a dense ONNX file, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from slimdeploy.cli.common import separated
+from slimdeploy.cli.onnx_source import open_dense, require_droppable
+from slimdeploy.cli.slim_flags import FileFlags
+from slimdeploy.cli.slim_onnx import OnnxSlim, check_pooling, write_slim_file
+from slimdeploy.cli.sweep_plan import Calibration, Point
+from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, dense_stage
+from slimdeploy.cli.verify_check import Check
+from slimdeploy.cli.verify_dense import prove_file, require_proven
+from slimdeploy.errors import InputError
+from slimdeploy.files import sha256_file
+from slimdeploy.forward.choices import require_forward
+from slimdeploy.graph.options import GraphOptions
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.schedule import ModelGeometry
+
+
+@dataclass(frozen=True)
+class OnnxSource:
+    """A user's dense ONNX file; see `Source`."""
+
+    path: Path
+    calibration: Calibration
+    flags: FileFlags = field(default_factory=FileFlags)
+
+    def __post_init__(self) -> None:
+        if self.flags.output_schedule is not None:
+            raise InputError("--output-schedule: does not go with sweep: each point has its own")
+
+    @cached_property
+    def _opened(self) -> tuple[ModelGeometry, Preprocessing]:
+        dense = open_dense(self.path, separated(self.flags.outputs))
+        require_droppable(dense)
+        flags = self._slim(Point(self.default_impact, 0.5, 0))
+        check_pooling(dense, flags)
+        return dense.geometry, flags.preprocessing(dense)
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        return self._opened[0]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._opened[1]
+
+    @property
+    def default_impact(self) -> str:
+        return "cover"
+
+    @property
+    def inputs(self) -> list[Path]:
+        return [self.path]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "source": "onnx",
+            "model": self.path.name,
+            "weights": sha256_file(self.path),
+            "outputs": list(separated(self.flags.outputs)),
+            "pool_kept": self.flags.pool_kept,
+            "select": self.flags.select,
+            "optimize": self.flags.optimize,
+        }
+
+    def check_impact(self, impact: str) -> None:
+        require_forward(impact)
+
+    def dense(self, folder: Path) -> Path:
+        """The file itself, or one that is rewritten as the slim ones are."""
+        outputs, target = separated(self.flags.outputs), folder / "dense.onnx"
+        if not self.flags.optimize and not outputs:
+            return self.path
+        from slimdeploy.cli.export_onnx import export_file
+
+        export_file(
+            dense_stage(GraphOptions(optimize=self.flags.optimize)), self.path, outputs, target
+        )
+        return target
+
+    def make(self, point: Point, folder: Path) -> Made:
+        slim, record = folder / "slim.onnx", folder / "verify.json"
+        refitted = None if self.calibration.reconstruct == "none" else folder / "refitted.onnx"
+        _, schedule, schedule_path = write_slim_file(self.path, self._slim(point), slim, refitted)
+        check = Check(
+            slim, refitted or self.path, schedule_path, self.calibration.data_dir,
+            self.calibration.split, VERIFIED_IMAGES, 0, None, True, self.flags.pool_kept, None,
+            record,
+        )  # fmt: skip
+        proven, proofs = prove_file(check)
+        require_proven(check, proven, proofs)
+        files = {"onnx": slim, "schedule": schedule_path, "verification": record}
+        if refitted is not None:
+            files["dense"] = refitted
+        worst = max(x.relative for proof in proofs.values() for x in proof.outputs.values())
+        return Made(slim, schedule, worst, files)
+
+    def _slim(self, point: Point) -> OnnxSlim:
+        c = self.calibration
+        return OnnxSlim(
+            c.data_dir, c.split, point.wanted, c.shape, c.multiple_of, point.impact,
+            c.reconstruct, c.images, c.search_images, c.ridge, point.seed, self.flags,
+        )  # fmt: skip

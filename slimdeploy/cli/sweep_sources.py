@@ -1,0 +1,91 @@
+"""Where the slim models of a sweep come from, whatever kind of model it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from slimdeploy.cli.export_stage import Stage
+from slimdeploy.cli.sweep_plan import Calibration, Point
+from slimdeploy.counts import counts_for_budget
+from slimdeploy.graph.options import GraphOptions
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.schedule import KeepSchedule, ModelGeometry
+
+VERIFIED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Made:
+    """A slim model that was made and proven.
+
+    Attributes:
+        slim: its ONNX file.
+        schedule: what it keeps.
+        parity: largest difference of an output that the proof found, as a share of its scale.
+        files: by role, in the point's folder.
+    """
+
+    slim: Path
+    schedule: KeepSchedule
+    parity: float
+    files: dict[str, Path]
+
+
+class Source(Protocol):
+    """The dense model, and how slim ones are made of it."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """What all slim models of it have in common."""
+        ...
+
+    @property
+    def geometry(self) -> ModelGeometry: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def default_impact(self) -> str: ...
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files it is read from."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from others: its weights and how graphs are written."""
+        ...
+
+    def check_impact(self, impact: str) -> None:
+        """Raises `InputError` for one that this source does not have."""
+        ...
+
+    def dense(self, folder: Path) -> Path:
+        """The dense ONNX file to compare with; written into `folder` if there is none."""
+        ...
+
+    def make(self, point: Point, folder: Path) -> Made:
+        """Slim, export and prove one point; its files go into `folder`."""
+        ...
+
+
+def check_points(source: Source, points: Sequence[Point]) -> None:
+    """Find out now what would stop the sweep after hours of work.
+
+    Raises:
+        InputError: for a budget that no counts reach, or an impact that is not to be had.
+    """
+    shared = source.calibration
+    for point in points:
+        source.check_impact(point.impact)
+        counts_for_budget(source.geometry, point.wanted, shared.shape, shared.multiple_of)
+
+
+def dense_stage(options: GraphOptions) -> Stage:
+    """`export` of the dense model as it is."""
+    return Stage(None, False, options, None, None, None, True)

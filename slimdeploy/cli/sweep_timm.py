@@ -1,0 +1,125 @@
+"""A sweep over slim models of a timm model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+from slimdeploy.cli.export_stage import Stage
+from slimdeploy.cli.export_torch import TorchExport, export_timm
+from slimdeploy.cli.slim import draw_images, search_schedule
+from slimdeploy.cli.sweep_plan import Calibration, Point
+from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, dense_stage
+from slimdeploy.cli.verify_torch import torch_parity
+from slimdeploy.errors import InputError, requires
+from slimdeploy.files import sha256_file
+from slimdeploy.graph.options import GraphOptions
+from slimdeploy.measure.parity import DEFAULT_TOLERANCE
+from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.schedule import KeepSchedule, ModelGeometry
+from slimdeploy.slim.choices import ImpactName
+
+
+@dataclass(frozen=True)
+class TimmSource:
+    """A timm model and its weights; see `Source`."""
+
+    name: str
+    checkpoint: Path | None
+    img_size: int | None
+    calibration: Calibration
+
+    @cached_property
+    def _opened(self) -> tuple[ModelGeometry, Preprocessing]:
+        with requires("train"):
+            from slimdeploy.slim.timm_models import load_geometry
+        return load_geometry(self.name, self.checkpoint, None, self._kwargs)
+
+    @property
+    def _kwargs(self) -> dict[str, Any]:
+        return {} if self.img_size is None else {"img_size": self.img_size}
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        return self._opened[0]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._opened[1]
+
+    @property
+    def default_impact(self) -> str:
+        return "joint"
+
+    @property
+    def inputs(self) -> list[Path]:
+        return [] if self.checkpoint is None else [self.checkpoint]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "source": "timm",
+            "model": self.name,
+            "weights": None if self.checkpoint is None else sha256_file(self.checkpoint),
+            "img_size": self.img_size,
+        }
+
+    def check_impact(self, impact: str) -> None:
+        _torch_impact(impact)
+
+    def dense(self, folder: Path) -> Path:
+        """Exported as the slim ones are."""
+        target = folder / "dense.onnx"
+        export_timm(dense_stage(GraphOptions()), self._export(self.name), target)
+        return target
+
+    def make(self, point: Point, folder: Path) -> Made:
+        schedule_path, slim = folder / "sched.json", folder / "slim.onnx"
+        weights = folder / "slim.safetensors"
+        schedule = self._search(point, schedule_path, weights)
+        stage = Stage(schedule_path, False, GraphOptions(), None, None, None, True)
+        export_timm(stage, self._export(None), slim)
+        parity = torch_parity(
+            slim, schedule_path, self.calibration.data_dir, None, self.calibration.split,
+            VERIFIED_IMAGES, 0, DEFAULT_TOLERANCE,
+        )  # fmt: skip
+        parity.require(f"{slim}: against the slim torch model")
+        files = {"onnx": slim, "schedule": schedule_path}
+        if schedule.slim_checkpoint is not None:
+            files["weights"] = weights
+        return Made(slim, schedule, parity.relative, files)
+
+    def _search(self, point: Point, path: Path, weights: Path) -> KeepSchedule:
+        from slimdeploy.slim.pipeline import SlimRequest
+        from slimdeploy.slim.refit import RefitOptions
+
+        c = self.calibration
+        request = SlimRequest(
+            mac_reduction=point.wanted,
+            shape=c.shape,
+            multiple_of=c.multiple_of,
+            impact=_torch_impact(point.impact),
+            reconstruct=c.reconstruct,
+            seed=point.seed,
+            search_images=c.search_images,
+            refit=RefitOptions(strength=c.ridge),
+        )
+        sample = draw_images(c.data_dir, c.split, c.images, point.seed)
+        return search_schedule(
+            request, self.name, self.checkpoint, self._kwargs, sample, path, weights
+        )
+
+    def _export(self, model: str | None) -> TorchExport:
+        """The dense model's export, or, without a name, that of what a schedule names."""
+        given = (self.checkpoint, self.img_size) if model else (None, None)
+        return TorchExport(model, given[0], "dynamo", 20, False, False, given[1])
+
+
+def _torch_impact(impact: str) -> ImpactName:
+    known: tuple[ImpactName, ...] = get_args(ImpactName)
+    for name in known:
+        if name == impact:
+            return name
+    raise InputError(f"--impact {impact}: not one of {', '.join(known)}")

@@ -1,0 +1,246 @@
+"""`slimdeploy sweep` end to end on a small ViT: the record, the picture, resuming, refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from slimdeploy.cli import main
+from slimdeploy.manifest import verify_manifest
+from tests.cli.classifiers import PIXELS, two_classes
+from tests.cli.test_bad_input import fails
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    path = tmp_path / "dense.onnx"
+    onnx.save(two_classes(), path)
+    return path
+
+
+def words(dense: Path, data: Path, *more: object) -> list[str]:
+    fixed = ["--onnx", dense, "--data-dir", data, *PIXELS, "--images", 8, "--rounds", 3]
+    return [str(word) for word in ["sweep", *fixed, "--output", dense.with_name("out"), *more]]
+
+
+def swept(capsys: pytest.CaptureFixture[str], dense: Path, data: Path, *more: object) -> Any:
+    main([*words(dense, data, *more), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((dense.with_name("out") / "sweep.json").read_text())
+    return found
+
+
+def made_at(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("slim.onnx")}
+
+
+def test_a_sweep_and_what_is_added_to_it(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = dense.with_name("out")
+    first = swept(capsys, dense, photographs, "--mac-reduction", "0.2,0.4", "--no-latency")
+    assert [p["wanted"] for p in first["points"]] == [0.2, 0.4]
+    assert first["timing"] is None
+    assert first["dense"]["n"] == first["test"]["images"] == 16
+    for point in first["points"]:
+        assert point["mac_reduction"] >= point["wanted"]
+        assert point["macs"] == pytest.approx((1 - point["mac_reduction"]) * first["dense"]["macs"])
+        assert point["parity"] < 2e-5
+        assert point["latency"] == []
+        assert all((out / file).is_file() for file in point["files"].values())
+        assert verify_manifest(out / point["files"]["onnx"]).preprocessing is not None
+        assert json.loads((out / point["files"]["verification"]).read_text())["passed"]
+        judge = ["evaluate", out / point["files"]["onnx"], "--dense", dense]
+        main([*map(str, judge), "--data-dir", str(photographs), "--json"])
+        judged = json.loads(capsys.readouterr().out)
+        assert judged["slim"]["top1"] == point["top1"]
+        for name in ("difference", "agreement", "difference_interval", "kl_divergence"):
+            assert judged["comparison"][name] == pytest.approx(point[name], rel=1e-4, abs=1e-7)
+        assert judged["slim"]["calibration_errors"].keys() == point["calibration_errors"].keys()
+    before = made_at(out)
+
+    more = ["--mac-reduction", "0.4,0.3", "--impact", "cover,grid", "--seeds", "0,1"]
+    second = swept(capsys, dense, photographs, *more, "--batch-size", "1,2")
+    assert len(second["points"]) == 8
+    assert {n: t for n, t in made_at(out).items() if n in before} == before
+    kept = next(p for p in second["points"] if p["name"] == "cover-0.4-seed0")
+    assert {**kept, "latency": []} == first["points"][1]
+    for point in second["points"]:
+        assert [row["batch_size"] for row in point["latency"]] == [1, 2]
+        assert all(row["speedup"] > 0 and row["rounds"] == 3 for row in point["latency"])
+    assert second["timing"]["threads"] == 1
+    assert [len(group["points"]) for group in second["groups"]] == [2, 2, 2, 2]
+    assert any(group["front"] for group in second["groups"])
+    assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (out / "front.svg").read_bytes()[:400]
+
+
+def test_the_gate_names_the_smallest_point_or_fails(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets = ["--mac-reduction", "0.2,0.4", "--no-latency"]
+    found = swept(capsys, dense, photographs, *budgets, "--max-top1-drop", "100")
+    assert found["chosen"] == ["cover-0.4-seed0"]
+    assert found["gate"] == {"max_top1_drop": 100, "drop_by": "mean"}
+    main(words(dense, photographs, *budgets, "--max-top1-drop", "100", "--drop-by", "interval"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "by the lower end of the 95 % interval): cover, 0.4 of the MACs saved" in shown
+    # A record that says all images were lost: the search need not be unlucky for the gate to fail.
+    out = dense.with_name("out")
+    for path in out.rglob("point.json"):
+        record = json.loads(path.read_text())
+        record["point"]["difference"] = -1.0
+        path.write_text(json.dumps(record))
+    for path in out.rglob("predictions.npz"):
+        _turn_round(path)
+    with pytest.raises(SystemExit) as caught:
+        main(words(dense, photographs, *budgets, "--max-top1-drop", "0"))
+    assert caught.value.code == 1
+    assert "no point is within 0 points of the dense model's top-1" in capsys.readouterr().err
+    assert json.loads((out / "sweep.json").read_text())["chosen"] is None
+
+
+def _turn_round(path: Path) -> None:
+    """Predictions of a model that is wrong about every image."""
+    import numpy as np
+
+    with np.load(path) as held:
+        arrays: Any = dict(held)
+    arrays["logits"] = -np.eye(2, dtype=np.float32)[arrays["labels"]]
+    np.savez(path, **arrays)
+
+
+def test_a_killed_sweep_goes_on(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = words(dense, photographs, "--mac-reduction", "0.2,0.3,0.4", "--impact", "grid")
+    out = dense.with_name("out")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slimdeploy", *asked], stderr=subprocess.DEVNULL
+    )
+    first = out / "points" / "grid-0.2-seed0" / "point.json"
+    while not first.is_file() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "killed too late to test anything"
+    assert not (out / "sweep.json").exists()
+    assert not (out / "points" / "grid-0.4-seed0" / "point.json").exists()
+    before = made_at(out)["grid-0.2-seed0"]
+    found = swept(capsys, dense, photographs, "--mac-reduction", "0.2,0.3,0.4", "--impact", "grid")
+    assert made_at(out)["grid-0.2-seed0"] == before
+    whole = dense.with_name("whole")
+    again = [str(whole) if word == str(out) else word for word in asked]
+    main([*again, "--no-latency", "--json"])
+    other = json.loads(capsys.readouterr().out)
+    timeless = {"seconds": 0, "latency": []}
+    assert [{**p, **timeless} for p in found["points"]] == [
+        {**p, **timeless} for p in other["points"]
+    ]
+
+
+def test_a_folder_of_other_settings_is_refused(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budgets = ["--mac-reduction", "0.2", "--impact", "grid", "--no-latency"]
+    swept(capsys, dense, photographs, *budgets)
+    out = dense.with_name("out")
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    line = fails(capsys, *words(dense, photographs, *budgets, "--ridge", "2"))
+    assert "settings.json: ridge: this folder's sweep was made with 1.0, now it is 2.0" in line
+    line = fails(capsys, *words(dense, photographs, *budgets, "--split", "train"))
+    assert "test_images: this folder's sweep was made with" in line
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    record = out / "points" / "grid-0.2-seed0" / "point.json"
+    record.write_text(record.read_text().replace('"top1": ', '"top1": 7'))
+    assert f"{record}: point.top1: Input should be less" in fails(
+        capsys, *words(dense, photographs, *budgets)
+    )
+    record.write_text("{")
+    assert f"{record}: not valid JSON" in fails(capsys, *words(dense, photographs, *budgets))
+
+
+BAD = [
+    (["--mac-reduction", ""], "--mac-reduction '': give one or more with commas between"),
+    (["--mac-reduction", "0.3,x"], "--mac-reduction '0.3,x': give one or more"),
+    (["--mac-reduction", "0.3,1"], "--mac-reduction 1: each must be above 0 and below 1"),
+    (["--mac-reduction", "0"], "--mac-reduction 0: each must be above 0"),
+    (["--mac-reduction", "nan"], "--mac-reduction nan: each must be above 0"),
+    (["--mac-reduction", "0.3,0.30"], "--mac-reduction 0.3,0.30: 0.3 is there twice"),
+    (["--mac-reduction", "0.3,0.99"], "--mac-reduction 0.99: geometric counts reach at most"),
+    (["--impact", "magic"], "--impact magic: needs --model; with --onnx choose grid"),
+    (["--impact", "grid,grid"], "--impact grid,grid: grid is there twice"),
+    (["--seeds", "0,0"], "--seeds 0,0: 0 is there twice"),
+    (["--seeds", "-1"], "--seeds -1: must be at least 0"),
+    (["--batch-size", "0"], "--batch-size 0, --threads 1, --rounds 3: must be at least"),
+    (["--max-top1-drop", "-1"], "--max-top1-drop -1.0: must be at least 0"),
+    (["--model", "test_vit"], "--model: does not go with --onnx"),
+    (["--output-schedule", "a.json"], "--output-schedule: does not go with sweep"),
+    (["--split", "val"], "has no split 'val'"),
+]
+
+
+@pytest.mark.parametrize(("more", "said"), BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    more: list[str], said: str, dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in fails(capsys, *words(dense, photographs, *more))
+    assert [path.name for path in dense.parent.iterdir()] == ["dense.onnx"]
+
+
+def test_places_that_cannot_be_used(
+    dense: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "out: is a file; --output names a folder" in _at_file(dense, photographs, capsys)
+    dense.with_name("out").unlink()
+    other = dense.with_name("out")
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    line = fails(capsys, *words(dense, photographs))
+    assert "is not empty and holds no sweep" in line
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    line = fails(capsys, *words(dense, tmp_path / "none"))
+    assert "none: no such folder; --data-dir names a folder of class folders" in line
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "a.png").write_bytes((photographs / "test" / "dark" / "00.png").read_bytes())
+    assert "needs two class folders or more" in fails(capsys, *words(dense, flat))
+    line = fails(capsys, *words(dense.with_name("gone.onnx"), photographs))
+    assert "gone.onnx" in line
+    line = fails(capsys, "sweep", "--data-dir", photographs, "--output", tmp_path / "new")
+    assert "give --model NAME for a timm model, or --onnx FILE" in line
+    line = fails(
+        capsys, "sweep", "--model", "m", "--select", "slice", "--data-dir", photographs,
+        "--output", tmp_path / "new",
+    )  # fmt: skip
+    assert "--select: does not go with --model" in line
+
+
+def _at_file(dense: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    dense.with_name("out").write_text("a file")
+    return fails(capsys, *words(dense, data))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_timm_model(
+    tmp_path: Path, checkpoint: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["sweep", "--model", "test_vit", "--checkpoint", str(checkpoint)]
+    common += ["--data-dir", str(photographs), "--images", "8", "--rounds", "3", "--json"]
+    line = fails(capsys, *common, "--impact", "magic", "--output", tmp_path / "out")
+    assert "--impact magic: not one of" in line
+    main([*common, "--mac-reduction", "0.4", "--impact", "path", "--output", str(tmp_path / "out")])
+    found = json.loads(capsys.readouterr().out)
+    (point,) = found["points"]
+    assert point["mac_reduction"] >= 0.4
+    assert point["parity"] < 2e-5
+    assert len(point["latency"]) == 1
+    assert set(point["files"]) == {"onnx", "schedule", "weights", "predictions"}
+    assert found["dense"]["file"] == str(tmp_path / "out" / "dense.onnx")
