@@ -34,6 +34,7 @@ def check_graph(
     model: onnx.ModelProto,
     counts: Sequence[tuple[int, int]] | None = None,
     dense: onnx.ModelProto | None = None,
+    choices: int = 0,
 ) -> list[BlockCount]:
     """Check a slimmed `model` and return the token counts of its blocks.
 
@@ -41,6 +42,8 @@ def check_graph(
         counts: (queries, keys) that each block must have; None accepts any.
         dense: the model it was made from; operators that choose at run time must not have become
             more. Without it there must be none.
+        choices: blocks that choose their tokens at run time, as a dynamic schedule wants: a TopK
+            for each, and for the stream and the queries a GatherND.
 
     Raises:
         GraphError: if onnx finds the model invalid, a count differs, an operator that chooses at
@@ -50,7 +53,7 @@ def check_graph(
         onnx.checker.check_model(structure(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"onnx refuses the graph: {one_line(error)}") from error
-    _check_operators(model, dense)
+    _check_operators(model, dense, choices)
     work = Work.of(model)
     _check_selections(work, dense)
     unflatten(work)
@@ -66,9 +69,10 @@ def check_graph(
     return found
 
 
-def _check_operators(model: onnx.ModelProto, dense: onnx.ModelProto | None) -> None:
+def _check_operators(model: onnx.ModelProto, dense: onnx.ModelProto | None, choices: int) -> None:
     have = Counter(node.op_type for node in model.graph.node)
     allowed = Counter(node.op_type for node in dense.graph.node) if dense else Counter[str]()
+    allowed.update({"TopK": choices, "GatherND": 2 * choices})
     for op in DYNAMIC_OPS:
         if have[op] > allowed[op]:
             raise GraphError(f"{have[op] - allowed[op]} {op} nodes were added")

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from slimdeploy.dynamic import Dynamic
 from slimdeploy.errors import GateError, GraphError, InputError
 from slimdeploy.graph.blocks import dense_tokens, find_blocks
+from slimdeploy.graph.dynamic import ChoicePlan, dynamic_selection, record_choices
 from slimdeploy.graph.flow import trace
 from slimdeploy.graph.forbid import check_absent, check_names
 from slimdeploy.graph.forms import input_passes, no_selection, selection
@@ -48,6 +50,8 @@ def slim_graph(
     options: GraphOptions | None = None,
     *,
     source: str = "model",
+    dynamic: Dynamic | None = None,
+    prefix: int = 0,
 ) -> SlimGraph:
     """Drop tokens from a dense vision transformer as a schedule says.
 
@@ -60,6 +64,9 @@ def slim_graph(
             tokens (class, distillation, registers) first. Each list is a subset of the one before.
         options: how the graph is written.
         source: what messages call the model, usually its file name.
+        dynamic: choose each image's patches at run time, as many as `keep` lists; of its ids only
+            those of blocks that keep no patch count then.
+        prefix: with `dynamic`, how many tokens precede the patches.
 
     Raises:
         GateError: if an operator that `options` forbid is left.
@@ -73,11 +80,18 @@ def slim_graph(
         blocks, misses = find_blocks(work)
         tokens = dense_tokens(blocks)
         wanted = checked_keep(keep, len(blocks), tokens)
+        sizes = [tokens, *map(len, wanted)]
+        counts = list(zip(sizes[1:], sizes, strict=False))[: options.prefix_blocks]
+        if dynamic is not None:
+            read = next((ids for ids in wanted if max(ids) < prefix), ())
+            plan = ChoicePlan(dynamic, tuple(sizes[1:]), tokens, prefix, read)
+            passes, choose = dynamic_selection(work, blocks, plan, options)
+            trace(work, blocks, plan.places)
+            run([*passes, *_written(options), Tidy()], work)
+            return _finished(work, model, options, misses, counts, "position", choose.chosen)
         trace(work, blocks, wanted, pool_kept=options.pool_kept)  # refuses before any rewrite
         chosen = selection(work, blocks, wanted, options)
         run([*chosen.passes, *_written(options), Tidy()], work)
-        sizes = [tokens, *map(len, wanted)]
-        counts = list(zip(sizes[1:], sizes, strict=False))[: options.prefix_blocks]
         return _finished(work, model, options, misses, counts, chosen.order)
 
 
@@ -161,13 +175,22 @@ def _finished(
     misses: list[str],
     counts: Sequence[tuple[int, int]] | None = None,
     order: str | None = None,
+    chosen: Sequence[str | None] = (),
 ) -> SlimGraph:
-    """Check the result; `order` says how its tokens are ordered if some were selected."""
+    """Check the result.
+
+    Args:
+        order: how its tokens are ordered, if some were selected.
+        chosen: per block the tensor of the rows that it chooses, if it does.
+    """
     exported = work.export()
     if order is not None:
         record_order(exported, order)
+    if chosen:
+        record_choices(exported, list(chosen[: options.prefix_blocks]))
     check_absent(options.forbid_ops, exported, dense, options.select)
-    found = check_graph(exported, counts, dense)
+    choices = sum(name is not None for name in chosen)
+    found = check_graph(exported, counts, dense, choices)
     if len(found) != (options.prefix_blocks or len(found)):
         raise GraphError(f"{len(found)} blocks are left, --prefix-blocks {options.prefix_blocks}")
     add_shapes(exported)

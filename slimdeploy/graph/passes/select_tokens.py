@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids, Shape
-from slimdeploy.graph.blocks import find_blocks
-from slimdeploy.graph.flow import trace
+from slimdeploy.graph.blocks import Block, find_blocks
+from slimdeploy.graph.flow import Flow, trace
 from slimdeploy.graph.options import Select
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.rewrite import Rewriter
@@ -37,11 +37,15 @@ class SelectTokens(Pass):
     def call(self, work: Work) -> None:
         blocks, _ = find_blocks(work)
         flow = trace(work, blocks, self.keep, pool_kept=self.pool_kept)
-        rewriter = Rewriter(work, flow, self.form)
+        rewriter = self.rewriter(work, blocks, flow)
         self.planned = {name: rewriter.shape(name) for name, _ in rewriter.flow.computed}
         for node in list(work.graph.nodes):
             rewriter.rewrite(node)
         drop_identities(work)
+
+    def rewriter(self, work: Work, blocks: Sequence[Block], flow: Flow) -> Rewriter:
+        """What rewrites the nodes of `work` for the tokens of `flow`."""
+        return Rewriter(work, flow, self.form)
 
     def ensures(self, work: Work) -> None:
         """Every tensor that is left has the shape that was planned for it."""

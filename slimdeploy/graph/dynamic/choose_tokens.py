@@ -1,0 +1,152 @@
+"""Select tokens that each image chooses for itself, where the static form has constant indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from slimdeploy.errors import GraphError, InputError
+from slimdeploy.graph.axes import Ids
+from slimdeploy.graph.blocks import Block
+from slimdeploy.graph.dynamic.emit_scores import (
+    best_rows,
+    predictor_scores,
+    require_tokens,
+    squared_norms,
+)
+from slimdeploy.graph.dynamic.plan import ChoicePlan
+from slimdeploy.graph.flow import Flow
+from slimdeploy.graph.forms import no_selection
+from slimdeploy.graph.options import GraphOptions
+from slimdeploy.graph.passes.base import Pass
+from slimdeploy.graph.passes.select_tokens import SelectTokens
+from slimdeploy.graph.passes.split_projections import SplitProjections
+from slimdeploy.graph.rewrite import Rewriter
+from slimdeploy.graph.work import Tensor, Work, is_constant
+
+
+class ChooseTokens(SelectTokens):
+    """Compute in each block the tokens that score best, in the numbers of a schedule.
+
+    The flow of tokens is that of a static schedule with as many; ids stand for rows. Where a
+    consumer asks for the rows that a block keeps, a Gather of the rows that it chooses is put in
+    place of one with constant indices.
+
+    Example (5 tokens, 1 of them prefix, 3 kept, token-norm):
+        before: h = LayerNormalization(x); q = MatMul(h, Wq); k = MatMul(h, Wk); s = Add(x, a)
+        after:  n = ReduceSumSquare(x, [2]); w = Where([T, F, F, F, F], [max, ...], n)
+                _, i = TopK(w, 3); j = Unsqueeze(i, [2])
+                q = MatMul(GatherND(h, j), Wq); s = Add(GatherND(x, j), a)
+    """
+
+    def __init__(self, plan: ChoicePlan) -> None:
+        super().__init__(plan.places)
+        self.plan = plan
+        self.chosen: list[str | None] = [None] * len(plan.counts)
+
+    def rewriter(self, work: Work, blocks: Sequence[Block], flow: Flow) -> Rewriter:
+        return _Chooser(work, blocks, flow, self.plan, self.chosen)
+
+
+def dynamic_selection(
+    work: Work, blocks: Sequence[Block], plan: ChoicePlan, options: GraphOptions
+) -> tuple[list[Pass], ChooseTokens]:
+    """The passes that make a graph choose as `plan` says, and the one that knows the choices.
+
+    Raises:
+        InputError: for a form of selection that cannot be chosen at run time.
+    """
+    if options.select != "gather":
+        raise InputError(
+            f"--select {options.select}: is for positions known beforehand, a dynamic schedule "
+            "chooses them at run time; leave --select out, or make a static schedule"
+        )
+    choose = ChooseTokens(plan)
+    return [SplitProjections(plan.places), choose, *no_selection(work, blocks, options)], choose
+
+
+class _Chooser(Rewriter):
+    """A rewriter whose selections are chosen at run time, once per block.
+
+    Which block a selection belongs to follows from the tokens it is taken from: their number falls
+    with every block that chooses.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        blocks: Sequence[Block],
+        flow: Flow,
+        plan: ChoicePlan,
+        chosen: list[str | None],
+    ) -> None:
+        super().__init__(work, flow)
+        self.plan, self.chosen = plan, chosen
+        # Kept as they are in the dense graph: the names of what a block scores.
+        self.blocks = list(blocks)
+        self.streams = [_residual(work, block) for block in blocks]
+        self._rows: dict[int, Tensor] = {}
+        held = [plan.tokens, *plan.counts[:-1]]
+        self._block_of = {
+            (k, q): index
+            for index, (k, q, chooses) in enumerate(
+                zip(held, plan.counts, plan.chooses, strict=True)
+            )
+            if chooses
+        }
+
+    def _select(self, tensor: Tensor, name: str, axis: int, local: Ids) -> Tensor:
+        index = self._block_of.get((len(self.held(name, axis)), len(local)))
+        if index is None:
+            return super()._select(tensor, name, axis, local)
+        if is_constant(tensor):
+            raise GraphError(
+                f"constant '{name}' runs along the tokens of block {index + 1}: tables (rotary, "
+                "relative positions, masks) cannot follow a choice per image; use a static schedule"
+            )
+        if axis != 1:
+            raise GraphError(
+                f"tensor '{name}' has its tokens along axis {axis}: a choice per image is taken "
+                "along axis 1 only; use a static schedule"
+            )
+        rows = self.rows(index)
+        return self.work.add("GatherND", f"{name}.chosen", [tensor, rows], batch_dims=1)
+
+    def rows(self, index: int) -> Tensor:
+        """What block `index` (from 0) chooses, [B, count, 1]."""
+        if index not in self._rows:
+            stem, type_ = f"block{index + 1}.choice", self._type(index)
+            held = [self.plan.tokens, *self.plan.counts][index]
+            sizes = self.plan.counts[index], held, self.plan.prefix
+            scores = self._scores(index, stem)
+            self._rows[index], name = best_rows(self.work, scores, stem, sizes, type_)
+            self.chosen[index] = name
+        return self._rows[index]
+
+    def _scores(self, index: int, stem: str) -> Tensor:
+        block, stream, dynamic = self.blocks[index], self.streams[index], self.plan.dynamic
+        if dynamic.scorer == "key-norm":
+            key = block.key
+            (axis,) = self.flow.axes[key.name]
+            return squared_norms(self.work, key, stem, axis, len(self.work.facts.shape(key.name)))
+        require_tokens(self.work, stream, block.axis)
+        if dynamic.scorer == "token-norm":
+            return squared_norms(self.work, stream, stem, 1, 3)
+        weight = dynamic.weights[index]
+        assert weight is not None
+        return predictor_scores(self.work, stream, stem, weight)
+
+    def _type(self, index: int) -> int:
+        scored = self.blocks[index].key if self.plan.dynamic.scorer == "key-norm" else None
+        return int(self.work.facts.types[(scored or self.streams[index]).name])
+
+
+def _residual(work: Work, block: Block) -> Tensor:
+    """The stream that enters a block: what its Add joins with the attention's result."""
+    tainted = {tensor.name for tensor in block.anchor.outputs}
+    for node in work.graph.nodes:
+        if any(tensor.name in tainted for tensor in node.inputs) and node is not block.add:
+            tainted.update(tensor.name for tensor in node.outputs)
+    return next(tensor for tensor in block.add.inputs if tensor.name not in tainted)
+
+
+__all__ = ["ChooseTokens", "dynamic_selection"]

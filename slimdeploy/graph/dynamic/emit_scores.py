@@ -1,0 +1,96 @@
+"""The nodes that score the tokens which enter a block, and take the best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from slimdeploy.dynamic import STANDARDISE_EPSILON
+from slimdeploy.errors import GraphError, InputError
+from slimdeploy.graph.work import Tensor, Work
+
+_LAYER_NORM_OPSET = 17
+_AXES_AS_INPUT_OPSET = 18
+_LARGEST: dict[int, float] = {onnx.TensorProto.FLOAT16: 6e4}
+
+
+def predictor_scores(work: Work, x: Tensor, stem: str, weight: tuple[float, ...]) -> Tensor:
+    """w · x̂ of every token, [B, k] from [B, k, D]."""
+    if _opset(work) < _LAYER_NORM_OPSET:
+        raise InputError(
+            f"opset {_opset(work)}: the predictor needs {_LAYER_NORM_OPSET} or later; export with "
+            "a later opset, or choose by key-norm or token-norm"
+        )
+    dtype = _dtype(work, x)
+    ones = work.constant(f"{stem}.scale", np.ones(len(weight), dtype))
+    column = work.constant(f"{stem}.weight", np.asarray(weight, dtype)[:, None])
+    tokens = work.add(
+        "LayerNormalization", f"{stem}.standardised", [x, ones],
+        axis=-1, epsilon=STANDARDISE_EPSILON,
+    )  # fmt: skip
+    product = work.add("MatMul", f"{stem}.product", [tokens, column])
+    return work.add("Squeeze", f"{stem}.score", [product, _int64(work, f"{stem}.axis", [2])])
+
+
+def squared_norms(work: Work, tensor: Tensor, stem: str, axis: int, rank: int) -> Tensor:
+    """Sum of squares over all axes but the batch and the token axis, [B, k]."""
+    axes = [i for i in range(1, rank) if i != axis]
+    if _opset(work) < _AXES_AS_INPUT_OPSET:
+        return work.add("ReduceSumSquare", f"{stem}.score", [tensor], axes=axes, keepdims=0)
+    inputs = [tensor, _int64(work, f"{stem}.axes", axes)]
+    return work.add("ReduceSumSquare", f"{stem}.score", inputs, keepdims=0)
+
+
+def best_rows(
+    work: Work, scores: Tensor, stem: str, sizes: tuple[int, int, int], type_: int
+) -> tuple[Tensor, str]:
+    """Rows of the best tokens for GatherND, [B, count, 1], and the name of the same as [B, count].
+
+    Args:
+        sizes: how many tokens are kept, of how many, and how many prefix tokens come first.
+        type_: element type of the scores, in onnx's numbers.
+    """
+    count, held, prefix = sizes
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(type_)
+    largest = _LARGEST.get(type_, 3e38)
+    mask, always = np.zeros((1, held), bool), np.zeros((1, held), dtype)
+    mask[:, :prefix] = True
+    always[:, :prefix] = np.linspace(largest, largest / 2, prefix)  # falling: they keep their order
+    operands = [work.constant(f"{stem}.prefix", mask), work.constant(f"{stem}.first", always)]
+    ranked = work.add("Where", f"{stem}.ranked", [*operands, scores])
+    values = gs.Variable(work.fresh(f"{stem}.best"), dtype=dtype)
+    index = gs.Variable(work.fresh(f"{stem}.rows"), dtype=np.int64)
+    attrs: dict[str, Any] = {"axis": 1, "largest": 1, "sorted": 1}
+    inputs = [ranked, _int64(work, f"{stem}.count", [count])]
+    work.graph.nodes.append(gs.Node("TopK", index.name, attrs, inputs, [values, index]))
+    rows = work.add("Unsqueeze", f"{stem}.rows_nd", [index, _int64(work, f"{stem}.last_axis", [2])])
+    return rows, index.name
+
+
+def require_tokens(work: Work, x: Tensor, axis: int) -> None:
+    """Refuse a stream that is not [B, tokens, channels].
+
+    Raises:
+        GraphError: with its shape.
+    """
+    shape = work.facts.shape(x.name)
+    if axis != 1 or len(shape) != 3:
+        raise GraphError(
+            f"tensor '{x.name}' has shape {list(shape)} with its tokens along axis {axis}: patches "
+            "can be chosen per image of a stream [batch, tokens, channels] only"
+        )
+
+
+def _opset(work: Work) -> int:
+    return next(int(entry.version) for entry in work.origin.opset_import if not entry.domain)
+
+
+def _dtype(work: Work, tensor: Tensor) -> Any:
+    return onnx.helper.tensor_dtype_to_np_dtype(work.facts.types[tensor.name])
+
+
+def _int64(work: Work, stem: str, values: list[int]) -> Tensor:
+    return work.constant(stem, np.asarray(values, np.int64))

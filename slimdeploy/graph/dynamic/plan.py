@@ -1,0 +1,57 @@
+"""What a dynamic schedule asks of a graph, and what the graph says of its choices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import onnx
+
+from slimdeploy.dynamic import Dynamic, choosing_layers
+from slimdeploy.graph.axes import Ids
+
+CHOICES_KEY = "slimdeploy.dynamic_choices"
+"""The metadata of a model that names, per block, the tensor of rows it chooses; null for none."""
+
+
+@dataclass(frozen=True)
+class ChoicePlan:
+    """How many tokens each block keeps, and what scores them.
+
+    Attributes:
+        dynamic: the scorer.
+        counts: tokens kept per block, prefix included.
+        tokens: of the dense model.
+        prefix: how many of them precede the patches; they always stay.
+        read: ids of the prefix tokens that blocks without patches keep.
+    """
+
+    dynamic: Dynamic
+    counts: tuple[int, ...]
+    tokens: int
+    prefix: int
+    read: Ids
+
+    @property
+    def chooses(self) -> list[bool]:
+        """Per block whether it chooses patches."""
+        return choosing_layers(self.counts, self.tokens, self.prefix)
+
+    @property
+    def places(self) -> list[Ids]:
+        """Ids that stand for the rows of each block: its tokens have no ids known beforehand.
+
+        Nested, and of the right number, so that all that follows from counts can be planned.
+        """
+        return [tuple(range(n)) if n > self.prefix else self.read for n in self.counts]
+
+
+def record_choices(model: onnx.ModelProto, names: list[str | None]) -> None:
+    """Write into `model` which tensors hold the chosen rows, [B, count] per block."""
+    model.metadata_props.add(key=CHOICES_KEY, value=json.dumps(names))
+
+
+def choice_names(model: onnx.ModelProto) -> list[str | None] | None:
+    """The tensors that hold the rows which `model` chooses; None for a static model."""
+    found = [entry.value for entry in model.metadata_props if entry.key == CHOICES_KEY]
+    return json.loads(found[0]) if found else None
