@@ -1,0 +1,63 @@
+"""What the tests of `build` share: how a command that fails is run and read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from slimdeploy.cli import main
+
+RTX = ("--backend", "tensorrt-rtx")
+ORT = ("--backend", "onnxruntime")
+ROOT = Path(__file__).parent.parent.parent
+
+
+def saved(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    return path
+
+
+def error_line(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
+    """The one line that a failing command leaves on stderr; stdout stays empty."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    shown = capsys.readouterr()
+    assert caught.value.code == code, shown.err
+    return checked_line(shown.out, shown.err)
+
+
+def checked_line(out: str, err: str) -> str:
+    lines = [line for line in err.splitlines() if line]
+    assert out == ""
+    assert len(lines) == 1, err
+    assert lines[0].startswith("slimdeploy: error: ")
+    return lines[0]
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def run(folder: Path, *arguments: object, path: Path | None = None) -> subprocess.Popen[str]:
+    """The command in a process of its own, whose modules in `path` hide the installed ones."""
+    words = [sys.executable, "-m", "slimdeploy", *(str(a) for a in arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (path or ROOT, ROOT)))}
+    return subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], code: int) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return checked_line(out, err)

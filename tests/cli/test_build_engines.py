@@ -1,0 +1,86 @@
+"""Engines that were damaged since, or lie on a machine that cannot run them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slimdeploy.cli import main
+from tests.cli.commands import RTX, error_line
+
+
+@pytest.fixture
+def plan(good: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+    output = good.parent / "m.plan"
+    main(["build", str(good), *RTX, "--output", str(output)])
+    capsys.readouterr()
+    return output
+
+
+def flipped(plan: Path) -> None:
+    data = bytearray(plan.read_bytes())
+    data[len(data) // 2] ^= 1
+    plan.write_bytes(data)
+
+
+def truncated(plan: Path) -> None:
+    plan.write_bytes(plan.read_bytes()[:-100])
+
+
+def emptied(plan: Path) -> None:
+    plan.write_bytes(b"")
+
+
+def without_manifest(plan: Path) -> None:
+    plan.with_name("m.plan.json").unlink()
+
+
+def edited(
+    change: Callable[[dict[str, dict[str, dict[str, object]]]], object],
+) -> Callable[[Path], None]:
+    def edit(plan: Path) -> None:
+        manifest = plan.with_name("m.plan.json")
+        data = json.loads(manifest.read_text())
+        change(data)
+        manifest.write_text(json.dumps(data))
+
+    return edit
+
+
+PLANS: list[tuple[Callable[[Path], None], int, str]] = [
+    (flipped, 1, "m.plan: is not the file its manifest describes (sha256"),
+    (truncated, 1, "m.plan: is not the file its manifest describes (sha256"),
+    (emptied, 1, "m.plan: is not the file its manifest describes (sha256"),
+    (without_manifest, 2, "m.plan.json: no such manifest; make m.plan with slimdeploy again"),
+    (edited(lambda d: d["results"].pop("build")), 2, "m.plan.json: results.build is missing"),
+    (
+        edited(lambda d: d["results"]["build"].update(batch=[1, 2])),
+        2,
+        "m.plan.json: results.build: batch",
+    ),
+    (Path.unlink, 2, "m.plan: no such file; give the path of an engine"),
+]
+
+
+@pytest.mark.parametrize(("damage", "code", "words"), PLANS)
+def test_a_damaged_engine(
+    plan: Path,
+    damage: Callable[[Path], None],
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(plan)
+    assert words in error_line(capsys, code, "inspect", plan)
+    assert words in error_line(capsys, code, "profile", "--dense", plan, "--slim", plan)
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_engines_are_not_run_without_a_gpu(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_line(capsys, 3, "profile", "--dense", plan, "--slim", plan)
+    assert "m.plan: this machine has no NVIDIA driver" in line
+    assert "the .onnx runs on the CPU" in line
