@@ -98,8 +98,9 @@ class SearchState:
     def clear(self) -> None:
         """Remove the folder: the search is done, or was another."""
         if self.folder is not None and self.folder.is_dir():
-            # The mark goes last: layers without one are never taken for another run's.
-            for path in sorted(self.folder.iterdir(), key=lambda p: p.name == _MARK):
+            # The mark goes first: layers without one are never used, so a kill in here does not
+            # leave some of them to a run that would not fit them.
+            for path in sorted(self.folder.iterdir(), key=lambda p: p.name != _MARK):
                 path.unlink()
             self.folder.rmdir()
 
