@@ -1,0 +1,86 @@
+"""`slim` and `finetune`, killed at any moment, end in the files of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.slim.killing import Killed
+
+BUDGET = ("--mac-reduction", 0.4)
+TOLERANCE = ("--tolerance", 0.05)
+EVERY_WAY = pytest.mark.parametrize(
+    "how",
+    [
+        (*BUDGET, "--reconstruct", "refit"),
+        (*BUDGET, "--reconstruct", "gradient"),
+        (*TOLERANCE, "--reconstruct", "refit"),
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+
+
+def slim(checkpoint: Path, photographs: Path, folder: Path, *how: object) -> Killed:
+    output = folder / "out" / "sched.json"
+    output.parent.mkdir()
+    words = ["--model", "test_vit", "--checkpoint", checkpoint, "--data-dir", photographs]
+    size = ["--images", 6, "--search-images", 6]
+    return Killed(output.parent, ["slim", *words, *size, *how, "--output", output])
+
+
+def finetune(checkpoint: Path, photographs: Path, folder: Path, *how: object) -> Killed:
+    """Two passes of three steps, starting from a schedule made without data."""
+    from slimdeploy.cli import main
+
+    schedule, output = folder / "plan.json", folder / "out" / "slim.safetensors"
+    output.parent.mkdir()
+    plan = ["plan", "--model", "test_vit", "--mac-reduction", 0.4, "--positions", "grid"]
+    main([str(word) for word in (*plan, "--checkpoint", checkpoint, "--output", schedule)])
+    words = ["--keep-schedule", schedule, "--data-dir", photographs, "--workers", 0]
+    size = ["--epochs", 2, "--batch-size", 8, "--val-split", "test"]
+    named = ["--output", output, "--output-schedule", output.with_name("tuned.json")]
+    return Killed(output.parent, ["finetune", *words, *size, *how, *named])
+
+
+@EVERY_WAY
+def test_a_killed_search_writes_the_same_files(
+    checkpoint: Path, photographs: Path, tmp_path: Path, how: tuple[object, ...]
+) -> None:
+    run = slim(checkpoint, photographs, tmp_path, *how)
+    assert set(run.files) == {"sched.json", "sched.safetensors"}
+    draw = random.Random(str(how))
+    for count in (draw.randrange(1, run.events), run.events - draw.randrange(2, 7)):
+        run.at_event(count)  # the second: while it tidies up, its results written
+    run.at_any_time(draw)
+
+
+@pytest.mark.slow
+@EVERY_WAY
+def test_a_search_may_be_killed_whenever_it_touches_a_file(
+    checkpoint: Path, photographs: Path, tmp_path: Path, how: tuple[object, ...]
+) -> None:
+    run = slim(checkpoint, photographs, tmp_path, *how)
+    for count in range(1, run.events + 1):
+        run.at_event(count)
+
+
+def test_a_killed_fine_tuning_writes_the_same_files(
+    checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    run = finetune(checkpoint, photographs, tmp_path, "--save-every", 1, "--amp-dtype", "bfloat16")
+    assert set(run.files) == {"slim.safetensors", "tuned.json"}
+    draw = random.Random(0)
+    for count in (draw.randrange(1, run.events), run.events - draw.randrange(0, 4)):
+        run.at_event(count)
+    run.at_any_time(draw)
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_may_be_killed_whenever_it_touches_a_file(
+    checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    run = finetune(checkpoint, photographs, tmp_path, "--save-every", 2)
+    for count in range(1, run.events + 1):
+        run.at_event(count)
