@@ -28,7 +28,8 @@ from slimdeploy.slim.model import (
     embed,
     local_rows,
     mlp_half,
-    slim_block,
+    project,
+    select,
 )
 from slimdeploy.slim.types import Vit, VitBlock
 
@@ -95,21 +96,31 @@ class _Refit:
     weights: Tensor
     options: RefitOptions = field(default_factory=RefitOptions)
 
-    def projection(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """Solve the attention's projection towards the dense stream after attention."""
-        normal = _Normal(self.block.attn.proj.bias is not None)
-        for x, target, rows in zip(inputs, targets, self.rows, strict=True):
-            missing = target - attention_half(self.block, x, rows)
-            normal.add(attention_mix(self.block, x, rows), missing, self.weights)
-        _apply(self.block, "ls1", self.block.attn.proj, normal.solve(self.options.strength))
+    def projection(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+        """Solve the attention's projection towards the dense stream after attention.
+
+        Returns:
+            The slim stream after attention, with the solved projection.
+        """
+        block, attn = self.block, self.block.attn
+        normal = _Normal(attn.proj.bias is not None)
+        mixes = [attention_mix(block, *pair) for pair in zip(inputs, self.rows, strict=True)]
+        bases = [select(*pair) for pair in zip(inputs, self.rows, strict=True)]
+        for base, mix, target in zip(bases, mixes, targets, strict=True):
+            normal.add(mix, target - (base + block.ls1(project(attn, mix))), self.weights)
+        _apply(block, "ls1", attn.proj, normal.solve(self.options.strength))
+        pairs = zip(bases, mixes, strict=True)
+        return [base + block.ls1(project(attn, mix)) for base, mix in pairs]
 
     def second_layer(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         """Solve the MLP's second layer towards the dense stream after the block."""
-        normal = _Normal(self.block.mlp.fc2.bias is not None)
+        block, mlp = self.block, self.block.mlp
+        normal = _Normal(mlp.fc2.bias is not None)
         for x, target in zip(inputs, targets, strict=True):
-            hidden = _mlp_hidden(self.block, x)
-            normal.add(hidden, target - mlp_half(self.block, x), self.weights)
-        _apply(self.block, "ls2", self.block.mlp.fc2, normal.solve(self.options.strength))
+            hidden = _mlp_hidden(block, x)
+            found = x + block.ls2(mlp.drop2(mlp.fc2(hidden)))
+            normal.add(hidden, target - found, self.weights)
+        _apply(block, "ls2", mlp.fc2, normal.solve(self.options.strength))
 
 
 def _mlp_hidden(block: VitBlock, x: Tensor) -> Tensor:
@@ -151,13 +162,26 @@ def refit_block(
             `dense_rows`, the same tokens, is the target.
         weights: weight of each kept token, [q].
     """
-    kept = _each(rows, len(inputs))
-    refit = _Refit(block, kept, weights, options)
     wanted = _each(dense_rows, len(inputs))
     after = [attention_half(dense_block, *pair) for pair in zip(dense_inputs, wanted, strict=True)]
-    refit.projection(inputs, after)
-    halves = [attention_half(block, *pair) for pair in zip(inputs, kept, strict=True)]
-    refit.second_layer(halves, [mlp_half(dense_block, x) for x in after])
+    targets = [mlp_half(dense_block, x) for x in after]
+    _solve(block, inputs, after, targets, rows, weights, options)
+
+
+def _solve(
+    block: VitBlock,
+    inputs: Sequence[Tensor],
+    after: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    rows: Rows,
+    weights: Tensor,
+    options: RefitOptions,
+) -> list[Tensor]:
+    """Refit towards the dense stream `after` attention and behind the block; the slim halves."""
+    refit = _Refit(block, _each(rows, len(inputs)), weights, options)
+    halves = refit.projection(inputs, after)
+    refit.second_layer(halves, targets)
+    return halves
 
 
 def token_weights(keep: Sequence[int], reads: Sequence[int], options: RefitOptions) -> Tensor:
@@ -186,11 +210,19 @@ def refit_model(
         zip(model.blocks, state.dense.blocks, strict=True)
     ):
         ids, rows = keep[index], every[index]
-        dense_rows = None if len(ids) == state.tokens else torch.tensor(ids)
-        weights = token_weights(ids, state.geometry.head_reads, options)
-        refit_block(block, dense_block, stream, dense_stream, rows, dense_rows, weights, options)
-        stream = [slim_block(block, x, rows) for x in stream]
-        dense_stream = [slim_block(dense_block, x, None) for x in dense_stream]
+        wanted = None if len(ids) == state.tokens else torch.tensor(ids)
+        after = [attention_half(dense_block, x, None) for x in dense_stream]
+        dense_stream = [mlp_half(dense_block, x) for x in after]
+        halves = _solve(
+            block,
+            stream,
+            [select(x, wanted) for x in after],
+            [select(x, wanted) for x in dense_stream],
+            rows,
+            token_weights(ids, state.geometry.head_reads, options),
+            options,
+        )
+        stream = [mlp_half(block, x) for x in halves]
         if progress is not None:
             progress(index + 1)
 
