@@ -99,8 +99,8 @@ def _attention(kernels: Sequence[EngineLayer], attentions: Sequence[Attention]) 
         if types & {"float32"} and not types & set(_NARROW)
         else "compare with the dense engine, and with quantize --precision fp16 alone"
     )
-    which = f"{len(blocks)} of {len(attentions)} blocks"
-    message = f"attention is not one kernel in {which}; {remedy}"
+    which = f"{len(blocks)} of {len(attentions)}"
+    message = f"blocks whose attention is not one kernel: {which}; {remedy}"
     return Finding("attention-not-fused", message, tuple(f"block {n}" for n in blocks))
 
 
@@ -109,8 +109,8 @@ def _selections(kernels: Sequence[EngineLayer]) -> Finding | None:
     if not alone:
         return None
     message = (
-        f"{len(alone)} selections of tokens are kernels of their own, fused with no neighbour; "
-        "try export --select slice"
+        f"kernels that only select tokens, fused with no neighbour: {len(alone)}; try "
+        "export --select slice"
     )
     return Finding("selection-alone", message, tuple(alone))
 
@@ -121,7 +121,7 @@ def _data_movement(kernels: Sequence[EngineLayer]) -> Finding | None:
     if not moving:
         return None
     casts = sum("Cast" in kernel.operators for kernel in moving)
-    message = f"{len(moving)} kernels only move data, {casts} of them cast"
+    message = f"kernels that only move data: {len(moving)}, of which cast: {casts}"
     return Finding("data-movement", message, tuple(kernel.name for kernel in moving))
 
 
@@ -133,7 +133,7 @@ def _islands(kernels: Sequence[EngineLayer]) -> Finding | None:
     wide = [k for k in matrices if k.inputs and all(t.dtype == "float32" for t in k.inputs)]
     if not wide:
         return None
-    message = f"{len(wide)} of {len(matrices)} matrix products run in float32"
+    message = f"matrix products in float32: {len(wide)} of {len(matrices)}"
     return Finding("float32-island", message, tuple(kernel.name for kernel in wide))
 
 

@@ -54,11 +54,26 @@ class OnnxRuntimeEngine:
             raise InputError(f"{threads} threads: ask for 1 or more")
         self._threads = threads or usable_cores()
         self._version: str = onnxruntime.__version__
-        session = open_session(model, self._name, provider, session_options(self._threads))
-        self._provider: str = session.get_providers()[0]
+        session, remark = self._opened(model, provider)
+        self._provider: str = ", ".join(filter(None, (session.get_providers()[0], remark)))
         self._inputs = tuple(tensor_info(node) for node in session.get_inputs())
         self._outputs = tuple(tensor_info(node) for node in session.get_outputs())
         self._session: onnxruntime.InferenceSession | None = session
+
+    def _opened(
+        self, model: Path | str | bytes, provider: Provider
+    ) -> tuple[onnxruntime.InferenceSession, str]:
+        """The session, and a remark if it is not the graph as it stands that runs."""
+        try:
+            return open_session(model, self._name, provider, session_options(self._threads)), ""
+        except InputError as error:
+            from slimdeploy.engine.emulation import reopened
+
+            why = str(error.__cause__ or "")
+            found = reopened(model, self._name, self._threads, why) if provider == "cpu" else None
+            if found is None:
+                raise
+            return found
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:

@@ -14,31 +14,34 @@ def engine_tokens(
 ) -> list[Attention] | None:
     """Each block's token counts from the shapes that its attention kernels work on.
 
+    A kernel for a single query flattens its operands: its keys are then the network's.
+
     Returns:
         One for each of `attentions`, in its order; None if a block's kernel is not found.
     """
-    found = [_read(layers, attention.node) for attention in attentions]
+    found = [_read(layers, attention) for attention in attentions]
     known = [attention for attention in found if attention is not None]
     return known if found and len(known) == len(found) else None
 
 
-def _read(layers: Sequence[EngineLayer], node: str) -> Attention | None:
+def _read(layers: Sequence[EngineLayer], attention: Attention) -> Attention | None:
+    node = attention.node
     for layer in layers:
         if node not in layer.nodes or not layer.outputs:
             continue
         out = layer.outputs[0].shape
         if layer.is_attention and len(out) >= 2:
-            return Attention(node, out[-2], _keys(layer))
+            return Attention(node, out[-2], _keys(layer) or attention.keys)
         if "Exp" in layer.operators and len(out) >= 3:
             return Attention(node, out[-2], out[-1])
     return None
 
 
-def _keys(layer: EngineLayer) -> int:
+def _keys(layer: EngineLayer) -> int | None:
     """From softmax(QK)V's operands: V is [..., keys, head width], as wide as the result."""
     width = layer.outputs[0].shape[-1]
     values = [tensor.shape for tensor in layer.inputs if tensor.shape[-1:] == (width,)]
-    return values[-1][-2] if values and len(values[-1]) >= 2 else -1
+    return values[-1][-2] if values and len(values[-1]) >= 3 else None
 
 
 def check_tokens(source: str, found: Sequence[int], expected: Sequence[int], by: str) -> None:

@@ -169,7 +169,7 @@ def batch_profile(
         return None
     low, best, high = asked
     low = 1 if low is None else low
-    high = max(best or 8, low) if high is None else high
+    high = max(8, low, best or 0) if high is None else high
     best = high if best is None else best
     if not 1 <= low <= best <= high:
         raise InputError(
