@@ -38,7 +38,7 @@ def test_the_deployment_packages_import_without_torch_and_timm() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("verb", ["", "slim", "export", "profile", "evaluate", "finetune"])
+@pytest.mark.parametrize("verb", ["", "slim", "export", "profile", "evaluate", "finetune", "sweep"])
 def test_help_works_with_every_extra_missing(verb: str) -> None:
     heavy = {
         "torch",

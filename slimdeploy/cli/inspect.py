@@ -57,7 +57,7 @@ def _record(file: Path) -> tuple[dict[str, Any], RenderableType]:
     if "artifact" in data:
         record = read_manifest(file).model_dump(mode="json")
         return record, json_module.dumps(record, indent=2)
-    if data.get("kind") == "verification":
+    if data.get("kind") in ("verification", "sweep"):
         return data, json_module.dumps(data, indent=2)
     if not {"model", "layers"} & data.keys():
         raise InputError(f"{file}: neither a keep schedule nor a manifest")

@@ -12,7 +12,7 @@ from slimdeploy.cli.onnx_source import open_dense, require_droppable
 from slimdeploy.cli.slim_flags import FileFlags
 from slimdeploy.cli.slim_onnx import OnnxSlim, check_pooling, write_slim_file
 from slimdeploy.cli.sweep_plan import Calibration, Point
-from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, dense_stage
+from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify_check import Check
 from slimdeploy.cli.verify_dense import prove_file, require_proven
 from slimdeploy.errors import InputError
@@ -81,9 +81,8 @@ class OnnxSource:
             return self.path
         from slimdeploy.cli.export_onnx import export_file
 
-        export_file(
-            dense_stage(GraphOptions(optimize=self.flags.optimize)), self.path, outputs, target
-        )
+        stage = export_stage(None, GraphOptions(optimize=self.flags.optimize))
+        export_file(stage, self.path, outputs, target)
         return target
 
     def make(self, point: Point, folder: Path) -> Made:
@@ -91,10 +90,19 @@ class OnnxSource:
         refitted = None if self.calibration.reconstruct == "none" else folder / "refitted.onnx"
         _, schedule, schedule_path = write_slim_file(self.path, self._slim(point), slim, refitted)
         check = Check(
-            slim, refitted or self.path, schedule_path, self.calibration.data_dir,
-            self.calibration.split, VERIFIED_IMAGES, 0, None, True, self.flags.pool_kept, None,
-            record,
-        )  # fmt: skip
+            slim=slim,
+            dense=refitted or self.path,
+            keep_schedule=schedule_path,
+            data_dir=self.calibration.data_dir,
+            split=self.calibration.split,
+            images=VERIFIED_IMAGES,
+            seed=0,
+            tolerance=None,
+            per_block=True,
+            pool_kept=self.flags.pool_kept,
+            threads=None,
+            output=record,
+        )
         proven, proofs = prove_file(check)
         require_proven(check, proven, proofs)
         files = {"onnx": slim, "schedule": schedule_path, "verification": record}
@@ -106,6 +114,16 @@ class OnnxSource:
     def _slim(self, point: Point) -> OnnxSlim:
         c = self.calibration
         return OnnxSlim(
-            c.data_dir, c.split, point.wanted, c.shape, c.multiple_of, point.impact,
-            c.reconstruct, c.images, c.search_images, c.ridge, point.seed, self.flags,
-        )  # fmt: skip
+            data_dir=c.data_dir,
+            split=c.split,
+            mac_reduction=point.wanted,
+            shape=c.shape,
+            multiple_of=c.multiple_of,
+            impact=point.impact,
+            reconstruct=c.reconstruct,
+            images=c.images,
+            search_images=c.search_images,
+            ridge=c.ridge,
+            seed=point.seed,
+            file=self.flags,
+        )

@@ -86,6 +86,14 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
         counts_for_budget(source.geometry, point.wanted, shared.shape, shared.multiple_of)
 
 
-def dense_stage(options: GraphOptions) -> Stage:
-    """`export` of the dense model as it is."""
-    return Stage(None, False, options, None, None, None, True)
+def export_stage(schedule: Path | None, options: GraphOptions) -> Stage:
+    """`export` by a schedule, or of the dense model, checked on noise."""
+    return Stage(
+        schedule_path=schedule,
+        lossless=False,
+        options=options,
+        data_dir=None,
+        split=None,
+        tolerance=None,
+        check=True,
+    )

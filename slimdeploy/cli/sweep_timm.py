@@ -7,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from slimdeploy.cli.export_stage import Stage
 from slimdeploy.cli.export_torch import TorchExport, export_timm
 from slimdeploy.cli.slim import draw_images, search_schedule
 from slimdeploy.cli.sweep_plan import Calibration, Point
-from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, dense_stage
+from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify_torch import torch_parity
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import sha256_file
@@ -72,19 +71,24 @@ class TimmSource:
     def dense(self, folder: Path) -> Path:
         """Exported as the slim ones are."""
         target = folder / "dense.onnx"
-        export_timm(dense_stage(GraphOptions()), self._export(self.name), target)
+        export_timm(export_stage(None, GraphOptions()), self._export(self.name), target)
         return target
 
     def make(self, point: Point, folder: Path) -> Made:
         schedule_path, slim = folder / "sched.json", folder / "slim.onnx"
         weights = folder / "slim.safetensors"
         schedule = self._search(point, schedule_path, weights)
-        stage = Stage(schedule_path, False, GraphOptions(), None, None, None, True)
-        export_timm(stage, self._export(None), slim)
+        export_timm(export_stage(schedule_path, GraphOptions()), self._export(None), slim)
         parity = torch_parity(
-            slim, schedule_path, self.calibration.data_dir, None, self.calibration.split,
-            VERIFIED_IMAGES, 0, DEFAULT_TOLERANCE,
-        )  # fmt: skip
+            slim,
+            schedule_path,
+            data_dir=self.calibration.data_dir,
+            checkpoint=None,
+            split=self.calibration.split,
+            images=VERIFIED_IMAGES,
+            seed=0,
+            tolerance=DEFAULT_TOLERANCE,
+        )
         parity.require(f"{slim}: against the slim torch model")
         files = {"onnx": slim, "schedule": schedule_path}
         if schedule.slim_checkpoint is not None:
@@ -114,7 +118,15 @@ class TimmSource:
     def _export(self, model: str | None) -> TorchExport:
         """The dense model's export, or, without a name, that of what a schedule names."""
         given = (self.checkpoint, self.img_size) if model else (None, None)
-        return TorchExport(model, given[0], "dynamo", 20, False, False, given[1])
+        return TorchExport(
+            model=model,
+            checkpoint=given[0],
+            exporter="dynamo",
+            opset=20,
+            static_batch=False,
+            fused_attention=False,
+            img_size=given[1],
+        )
 
 
 def _torch_impact(impact: str) -> ImpactName:
