@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from slimdeploy.graph import SlimGraph
+    from slimdeploy.graph.dynamic import ChoicePlan
 
 PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
 
@@ -48,6 +49,13 @@ class Stage:
     def keep(self) -> list[list[int]] | None:
         """Global ids kept per layer; None without a schedule."""
         return None if self.schedule is None else self.schedule.keep
+
+    @cached_property
+    def plan(self) -> ChoicePlan | None:
+        """What a dynamic schedule asks for; None for a static one, or none."""
+        from slimdeploy.graph.dynamic import ChoicePlan
+
+        return None if self.schedule is None else ChoicePlan.of(self.schedule)
 
     @property
     def pool_kept(self) -> bool:
@@ -86,7 +94,7 @@ class Stage:
 
         if self.keep is not None:
             options = replace(self.options, pool_kept=self.pool_kept)
-            return slim_graph(graph, self.keep, options, source=source)
+            return slim_graph(graph, self.keep, options, source=source, plan=self.plan)
         make = lossless_graph if self.lossless else dense_graph
         return make(graph, self.options, source=source)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.cli.common import command_line, onnx_logits, slim_weights
+from slimdeploy.cli.dynamic_check import replayed_parity
 from slimdeploy.cli.export_stage import PACKAGES, Stage
 from slimdeploy.errors import InputError, requires
 from slimdeploy.graph.options import GraphOptions
@@ -52,7 +53,7 @@ def export_timm(stage: Stage, how: TorchExport, output: Path) -> dict[str, Any]:
         from slimdeploy.slim import timm_models  # noqa: F401
         from slimdeploy.slim.accuracy import torch_logits
         from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
-        from slimdeploy.slim.model import SlimVit
+        from slimdeploy.slim.dynamic import slim_of
     from slimdeploy.measure.parity import compare_outputs
 
     written = OnnxOptions(how.exporter, how.opset, not how.static_batch, how.fused_attention)
@@ -61,15 +62,18 @@ def export_timm(stage: Stage, how: TorchExport, output: Path) -> dict[str, Any]:
     dense = export_dense(source.model, written)
     as_it_is = stage.kind == "dense" and stage.options == GraphOptions()
     made = None if as_it_is else stage.apply(dense, source.name)
-    reference = source.model if stage.keep is None else SlimVit(source.model, stage.keep)
+    reference = source.model if stage.schedule is None else slim_of(source.model, stage.schedule)
     notes = [] if made is None else list(made.notes)
     parity = None
     with replaced_model(output) as path:
         write_model(dense if made is None else made.model, path)
         if stage.options.prefix_blocks is None:
-            logits = onnx_logits(path, images)
             allowed = stage.allowed(dense)
-            parity = compare_outputs(torch_logits(reference, images), logits, allowed)
+            if stage.plan is None:
+                logits = onnx_logits(path, images)
+                parity = compare_outputs(torch_logits(reference, images), logits, allowed)
+            else:
+                parity = replayed_parity(reference, path, stage.plan, images, allowed)
             parity.require(f"{output}: against the {stage.kind} torch model; nothing was written")
         else:
             notes.append("a probe ends inside the model: its numbers were not compared")

@@ -20,6 +20,7 @@ from slimdeploy.cli.common import (
 from slimdeploy.cli.slim_flags import FileFlags, refuse
 from slimdeploy.console import note, progress_bar
 from slimdeploy.counts import Shape
+from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.schedule import KeepSchedule, Provenance
@@ -43,6 +44,7 @@ def slim(
     multiple_of: int = 1,
     impact: ImpactName | None = None,
     reconstruct: Reconstruct = "refit",
+    dynamic: Scorer | None = None,
     images: int = 192,
     search_images: int = 64,
     step: int | None = None,
@@ -76,6 +78,9 @@ def slim(
             cover: keep what the others are predicted from); path is the paper's score; grid,
             centre and random look at no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
+        dynamic: experimental: no positions, each image chooses its own patches by this score, in
+            fixed numbers: predictor (a linear map of the token, fitted to the attention that the
+            head's tokens pay it later), key-norm, token-norm.
         images: calibration images to draw, all of which the refit uses (with --onnx one in eight
             is held out instead, and measures the result).
         search_images: how many of them the search looks at.
@@ -89,7 +94,7 @@ def slim(
             against which `verify` proves the slim one (default: none).
         json: print the result as JSON.
     """
-    _refuse_of_other(model, onnx, checkpoint, tolerance, step, img_size, file)
+    _refuse_of_other(model, onnx, checkpoint, tolerance, step, img_size, dynamic, file)
     if onnx is not None:
         from slimdeploy.cli.slim_onnx import OnnxSlim, slim_file
 
@@ -121,10 +126,19 @@ def slim(
     weights = output_checkpoint or schedule_path.with_suffix(".safetensors")
     check_writable(schedule_path, checkpoint)
     check_writable(weights, checkpoint, schedule_path)
-    sample = draw_images(data_dir, split, images, seed)
-    schedule = search_schedule(
-        request, str(model), checkpoint, kwargs, sample, schedule_path, weights
-    )
+    if dynamic is not None:
+        from slimdeploy.cli.slim_dynamic import dynamic_request, dynamic_schedule
+
+        wanted_dynamic = dynamic_request(dynamic, request, impact, step)
+        sample = draw_images(data_dir, split, images, seed)
+        schedule = dynamic_schedule(
+            wanted_dynamic, str(model), checkpoint, kwargs, sample, seed, schedule_path, weights
+        )
+    else:
+        sample = draw_images(data_dir, split, images, seed)
+        schedule = search_schedule(
+            request, str(model), checkpoint, kwargs, sample, schedule_path, weights
+        )
     result = {"schedule": str(schedule_path), **summary(schedule)}
     show(result, summary_table(schedule), json)
 
@@ -136,12 +150,13 @@ def _refuse_of_other(
     tolerance: float | None,
     step: int | None,
     img_size: int | None,
+    dynamic: Scorer | None,
     file: FileFlags,
 ) -> None:
     """Stop at flags that belong to the other source, or where there is none."""
     if onnx is not None:
         given = {"model": model, "checkpoint": checkpoint, "tolerance": tolerance, "step": step}
-        refuse("--onnx", **given, img_size=img_size)
+        refuse("--onnx", **given, img_size=img_size, dynamic=dynamic)
     elif model is None:
         raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
     else:

@@ -14,6 +14,7 @@ from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
 
 if TYPE_CHECKING:
+    from slimdeploy.graph.dynamic import ChoicePlan
     from slimdeploy.images import ImageFolder
 
 
@@ -39,6 +40,13 @@ class Check:
     def schedule(self) -> KeepSchedule | None:
         """The schedule, if there is one."""
         return None if self.keep_schedule is None else KeepSchedule.read(self.keep_schedule)
+
+    @cached_property
+    def plan(self) -> ChoicePlan | None:
+        """What a dynamic schedule asks for; None for a static one, or none."""
+        from slimdeploy.graph.dynamic import ChoicePlan
+
+        return None if self.schedule is None else ChoicePlan.of(self.schedule)
 
     @cached_property
     def folder(self) -> ImageFolder | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
     from slimdeploy.measure.block_parity import Array
+    from slimdeploy.measure.choice_proof import ChoicePair
     from slimdeploy.measure.proof import Pair, Proof
 
 PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
@@ -100,7 +101,8 @@ def _structure_problem(check: Check, slim: onnx.ModelProto, dense: onnx.ModelPro
             have = check.schedule.counts
             counts = list(zip(have, [check.schedule.model.tokens, *have], strict=False))
             counts = counts[: _blocks_to_compare(check, slim, len(counts))]
-        check_graph(slim, counts, dense)
+        plan = check.plan
+        check_graph(slim, counts, dense, 0 if plan is None else plan.choices)
     except GraphError as error:
         return str(error)
     return None
@@ -125,6 +127,7 @@ def _compare(
     problem: str | None,
 ) -> tuple[dict[str, Proof], str | None]:
     """What the numbers say, as far as they can be had, and the first problem there is."""
+    from slimdeploy.measure.choice_proof import ChoicePair, prove_choices
     from slimdeploy.measure.proof import prove
 
     proofs: dict[str, Proof] = {}
@@ -133,8 +136,14 @@ def _compare(
     except GateError as error:
         return proofs, problem or str(error)
     try:
-        for kind, batches in _image_sets(check, dense, pair).items():
-            proofs[kind] = prove(pair, batches, tolerance, check.threads)
+        for kind, batches in _image_sets(check, dense, pair.batch).items():
+            proofs[kind] = (
+                prove_choices(pair, batches, tolerance, check.threads)
+                if isinstance(pair, ChoicePair)
+                else prove(pair, batches, tolerance, check.threads)
+            )
+        if isinstance(pair, ChoicePair):
+            check.notes.append(pair.remark)
     except GateError as error:
         problem = problem or str(error)
     except InputError:  # a graph known to be broken may well not run
@@ -143,13 +152,16 @@ def _compare(
     return proofs, problem
 
 
-def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair:
+def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair | ChoicePair:
+    from slimdeploy.measure.choice_proof import choice_pair
     from slimdeploy.measure.proof import pair
 
     schedule = check.schedule
     keep = None if schedule is None else schedule.keep
     pool_kept = check.pool_kept or (schedule is not None and schedule.pool_kept)
     try:
+        if check.plan is not None:
+            return choice_pair(dense, slim, check.slim, check.plan)
         found = pair(dense, slim, check.slim, keep, pool_kept=pool_kept, per_block=check.per_block)
     except (GraphError, InputError) as error:
         _check_schedule(check, dense)  # a schedule of another model is the better reason
@@ -182,11 +194,11 @@ def _check_schedule(check: Check, dense: onnx.ModelProto) -> None:
     check_geometry(found, wanted, str(check.keep_schedule))
 
 
-def _image_sets(check: Check, dense: onnx.ModelProto, pair: Pair) -> dict[str, Iterator[Array]]:
+def _image_sets(check: Check, dense: onnx.ModelProto, batch: int) -> dict[str, Iterator[Array]]:
     from slimdeploy.measure.feeding import noise
 
-    sets = {"random": noise(dense, check.images, check.seed, pair.batch)}
+    sets = {"random": noise(dense, check.images, check.seed, batch)}
     if check.folder is not None:
-        batches = check.folder.batches(check.preprocessing(), pair.batch)
+        batches = check.folder.batches(check.preprocessing(), batch)
         sets["real"] = (batch.images for batch in batches)
     return sets

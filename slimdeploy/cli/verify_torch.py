@@ -14,6 +14,7 @@ from slimdeploy.cli.common import (
     show,
     slim_weights,
 )
+from slimdeploy.cli.dynamic_check import replayed_parity
 from slimdeploy.cli.export_torch import check_made_for
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import sha256_file
@@ -69,9 +70,10 @@ def torch_parity(
     require_timm(schedule, keep_schedule, "give that file with --dense")
     with requires("train"):
         from slimdeploy.slim.accuracy import torch_logits
-        from slimdeploy.slim.model import SlimVit
+        from slimdeploy.slim.dynamic import slim_of
         from slimdeploy.slim.timm_models import load_scheduled
     from slimdeploy.graph import check_graph
+    from slimdeploy.graph.dynamic import ChoicePlan
     from slimdeploy.manifest import manifest_path, verify_manifest
     from slimdeploy.measure.parity import compare_outputs
 
@@ -84,9 +86,13 @@ def torch_parity(
     folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
     arrays = load_arrays(folder, preprocessing)
     keys = [schedule.model.tokens, *schedule.counts[:-1]]
-    check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)))
-    reference = torch_logits(SlimVit(model, schedule.keep), arrays)
-    return compare_outputs(reference, onnx_logits(slim, arrays), tolerance)
+    plan = ChoicePlan.of(schedule)
+    choices = 0 if plan is None else plan.choices
+    check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)), choices=choices)
+    reference = slim_of(model, schedule)
+    if plan is not None:
+        return replayed_parity(reference, slim, plan, arrays, tolerance)
+    return compare_outputs(torch_logits(reference, arrays), onnx_logits(slim, arrays), tolerance)
 
 
 def _recorded_weights(slim: Path, manifest: Manifest) -> Path | None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from slimdeploy.dynamic import Dynamic
 from slimdeploy.errors import GateError, GraphError, InputError
 from slimdeploy.graph.blocks import dense_tokens, find_blocks
 from slimdeploy.graph.dynamic import ChoicePlan, dynamic_selection, record_choices
@@ -50,8 +49,7 @@ def slim_graph(
     options: GraphOptions | None = None,
     *,
     source: str = "model",
-    dynamic: Dynamic | None = None,
-    prefix: int = 0,
+    plan: ChoicePlan | None = None,
 ) -> SlimGraph:
     """Drop tokens from a dense vision transformer as a schedule says.
 
@@ -64,9 +62,7 @@ def slim_graph(
             tokens (class, distillation, registers) first. Each list is a subset of the one before.
         options: how the graph is written.
         source: what messages call the model, usually its file name.
-        dynamic: choose each image's patches at run time, as many as `keep` lists; of its ids only
-            those of blocks that keep no patch count then.
-        prefix: with `dynamic`, how many tokens precede the patches.
+        plan: choose each image's patches at run time, as many as `keep` lists, whatever its ids.
 
     Raises:
         GateError: if an operator that `options` forbid is left.
@@ -82,9 +78,7 @@ def slim_graph(
         wanted = checked_keep(keep, len(blocks), tokens)
         sizes = [tokens, *map(len, wanted)]
         counts = list(zip(sizes[1:], sizes, strict=False))[: options.prefix_blocks]
-        if dynamic is not None:
-            read = next((ids for ids in wanted if max(ids) < prefix), ())
-            plan = ChoicePlan(dynamic, tuple(sizes[1:]), tokens, prefix, read)
+        if plan is not None:
             passes, choose = dynamic_selection(work, blocks, plan, options)
             trace(work, blocks, plan.places)
             run([*passes, *_written(options), Tidy()], work)

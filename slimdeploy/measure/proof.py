@@ -160,9 +160,9 @@ def prove(pair: Pair, batches: Iterable[Array], tolerance: float, threads: int |
     """
     blocks, parts, images = BlockParity(pair.spots), dict[str, Parity](), 0
     with ExitStack() as stack:
-        reference = stack.enter_context(_session(pair.reference, threads))
+        reference = stack.enter_context(session(pair.reference, threads))
         shipped = stack.enter_context(open_engine(pair.slim, threads=threads))
-        probed = stack.enter_context(_session(pair.probed, threads)) if pair.probed else shipped
+        probed = stack.enter_context(session(pair.probed, threads)) if pair.probed else shipped
         for batch in batches:
             expected = infer_all(reference, batch)
             if pair.spots:
@@ -176,7 +176,7 @@ def prove(pair: Pair, batches: Iterable[Array], tolerance: float, threads: int |
 
 
 @contextmanager
-def _session(model: onnx.ModelProto, threads: int | None) -> Iterator[Engine]:
+def session(model: onnx.ModelProto, threads: int | None) -> Iterator[Engine]:
     """Run a model that is no file yet; through one, for it may be larger than a message."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

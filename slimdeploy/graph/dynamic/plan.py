@@ -9,6 +9,7 @@ import onnx
 
 from slimdeploy.dynamic import Dynamic, choosing_layers
 from slimdeploy.graph.axes import Ids
+from slimdeploy.schedule import KeepSchedule
 
 CHOICES_KEY = "slimdeploy.dynamic_choices"
 """The metadata of a model that names, per block, the tensor of rows it chooses; null for none."""
@@ -31,6 +32,21 @@ class ChoicePlan:
     tokens: int
     prefix: int
     read: Ids
+
+    @classmethod
+    def of(cls, schedule: KeepSchedule) -> ChoicePlan | None:
+        """What `schedule` asks for; None for a static one."""
+        if schedule.dynamic is None:
+            return None
+        model = schedule.model
+        read = next((ids.keep for ids in schedule.layers if max(ids.keep) < len(model.prefix)), ())
+        counts = tuple(schedule.counts)
+        return cls(schedule.dynamic, counts, model.tokens, len(model.prefix), read)
+
+    @property
+    def choices(self) -> int:
+        """How many blocks choose."""
+        return sum(self.chooses)
 
     @property
     def chooses(self) -> list[bool]:

@@ -4,6 +4,7 @@ from slimdeploy.slim.dynamic.model import DynamicVit, slim_of
 from slimdeploy.slim.dynamic.pipeline import DynamicRequest, dynamic_model
 from slimdeploy.slim.dynamic.predictor import fit_predictor
 from slimdeploy.slim.dynamic.refit import refit_dynamic
+from slimdeploy.slim.dynamic.replay import replay
 from slimdeploy.slim.dynamic.scores import choose_rows, patch_scores
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "fit_predictor",
     "patch_scores",
     "refit_dynamic",
+    "replay",
     "slim_of",
 ]

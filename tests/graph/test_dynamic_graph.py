@@ -12,7 +12,7 @@ import pytest
 from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph import GraphOptions, check_graph, slim_graph
-from slimdeploy.graph.dynamic import choice_names
+from slimdeploy.graph.dynamic import ChoicePlan, choice_names
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.graph.slimming import SlimGraph
 from slimdeploy.measure.choices import chosen_ids, with_choices
@@ -46,7 +46,10 @@ def slimmed(
     counts, prefix = counts_of(kind), PREFIX.get(kind, 1)
     keep = [*(list(range(count)) for count in counts[:-1]), READS.get(kind, [0])]
     dense = export(kind, exporter, True)
-    return slim_graph(dense, keep, options, dynamic=chosen(scorer), prefix=prefix)
+    plan = ChoicePlan(
+        chosen(scorer), tuple(counts), 16 + prefix, prefix, tuple(READS.get(kind, [0]))
+    )
+    return slim_graph(dense, keep, options, plan=plan)
 
 
 def choices(slim: onnx.ModelProto, kind: str, batch: Any) -> list[Any]:
@@ -133,7 +136,8 @@ def test_equal_scores_fall_to_the_first_patch() -> None:
             zeros = np.zeros(tuple(tensor.dims), np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
     keep = [list(range(12)), list(range(7)), [0]]
-    made = slim_graph(dense, keep, dynamic=Dynamic(scorer="token-norm"), prefix=1)
+    plan = ChoicePlan(Dynamic(scorer="token-norm"), (12, 7, 1), 17, 1, (0,))
+    made = slim_graph(dense, keep, plan=plan)
     found = choices(made.model, "plain", np.ones((1, 3, 64, 64), np.float32))
     assert found[0].tolist() == [list(range(12))]
 

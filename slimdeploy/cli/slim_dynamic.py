@@ -1,0 +1,103 @@
+"""`slimdeploy slim --dynamic`: a schedule whose patches each image chooses for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slimdeploy import __version__
+from slimdeploy.cli.common import command_line, load_arrays, weights_file
+from slimdeploy.cli.slim_flags import refuse
+from slimdeploy.console import note, progress_bar
+from slimdeploy.errors import InputError
+from slimdeploy.schedule import KeepSchedule, Provenance
+
+if TYPE_CHECKING:
+    from slimdeploy.dynamic import Scorer
+    from slimdeploy.images import ImageFolder
+    from slimdeploy.slim.dynamic import DynamicRequest
+    from slimdeploy.slim.pipeline import SlimRequest
+
+
+def dynamic_request(
+    scorer: Scorer, request: SlimRequest, impact: str | None, step: int | None
+) -> DynamicRequest:
+    """The same budget and refit for a dynamic schedule.
+
+    Raises:
+        InputError: for flags of the search, which has nothing to do here, or no budget.
+    """
+    from slimdeploy.slim.dynamic import DynamicRequest
+    from slimdeploy.slim.pipeline import SlimRequest
+
+    looked_at = request.search_images
+    refuse(
+        "--dynamic, which searches no positions", impact=impact, tolerance=request.tolerance,
+        step=step, search_images=None if looked_at == SlimRequest.search_images else looked_at,
+    )  # fmt: skip
+    if request.reconstruct == "gradient":
+        raise InputError("--reconstruct gradient: does not go with --dynamic; use refit or none")
+    if request.mac_reduction is None:
+        raise InputError("--dynamic: give a budget with --mac-reduction, as 0.46")
+    refit = request.refit if request.reconstruct == "refit" else None
+    budget = request.mac_reduction, request.shape, request.multiple_of
+    return DynamicRequest(scorer, *budget, refit)
+
+
+def dynamic_schedule(
+    request: DynamicRequest,
+    model_name: str,
+    checkpoint: Path | None,
+    kwargs: dict[str, int],
+    sample: ImageFolder,
+    seed: int,
+    output: Path,
+    weights: Path,
+) -> KeepSchedule:
+    """Make the scorers, refit, and write schedule and weights.
+
+    Args:
+        kwargs: for `timm.create_model`.
+        seed: by which the images were drawn.
+        output: the schedule's file; `weights`, the refitted weights', lies beside it.
+    """
+    import torch
+
+    from slimdeploy.slim.checkpoint import save_weights
+    from slimdeploy.slim.dynamic import dynamic_model
+    from slimdeploy.slim.timm_models import describe, load_model
+
+    model, preprocessing = load_model(model_name, checkpoint, kwargs)
+    geometry = describe(model, model_name, kwargs)
+    images = torch.from_numpy(load_arrays(sample, preprocessing))
+    steps = (request.scorer == "predictor") + geometry.depth * (request.refit is not None)
+    with progress_bar() as progress:
+        bar = progress.add_task("slimming", total=steps)
+
+        def report(line: str) -> None:
+            progress.advance(bar)
+            note(line)
+
+        made = dynamic_model(model, geometry, images, request, report)
+    if made.model is not None:
+        save_weights(made.model, weights, name=model_name, preprocessing=preprocessing)
+    schedule = KeepSchedule(
+        model=geometry,
+        preprocessing=preprocessing,
+        layers=tuple(made.layers),
+        dynamic=made.dynamic,
+        checkpoint=weights_file(checkpoint, output) if checkpoint else None,
+        slim_checkpoint=None if made.model is None else weights_file(weights, output),
+        provenance=Provenance(
+            slimdeploy=__version__,
+            command=command_line(),
+            seed=seed,
+            shape=request.shape,
+            mac_reduction=request.mac_reduction,
+            reconstruct="none" if request.refit is None else "refit",
+            images=len(sample),
+            data=sample.digest(),
+        ),
+    )
+    schedule.write(output)
+    return schedule
