@@ -26,7 +26,7 @@ _VERBS = {
     "export": "Write the slim, lossless or dense model as ONNX, checked before it is kept.",
     "verify": "Prove that a slim ONNX file computes what its schedule says.",
     "build": "An engine of TensorRT, TensorRT-RTX or ONNX Runtime, with what was read back of it.",
-    "evaluate": "Top-1 accuracy on an image folder, through the recorded preprocessing.",
+    "evaluate": "Accuracy, calibration and, with --dense, what slimming changed, on an image folder.",
     "sweep": "The front of accuracy, MACs and latency over budgets: records and a picture.",
     "profile": "Latency of dense and slim, interleaved, with an interval on the ratio.",
     "inspect": "What is this file? A schedule, graph, engine, manifest or record, in words.",
