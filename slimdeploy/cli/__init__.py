@@ -24,6 +24,7 @@ _VERBS = {
     "slim": "Search which patches each layer needs, on unlabelled images, and refit the rest.",
     "finetune": "Train the slim model end to end, distilling from the dense one.",
     "export": "Write the slim, lossless or dense model as ONNX, checked before it is kept.",
+    "quantize": "Write a file in fp16, bf16, int8 or fp8, as casts and Q/DQ in its graph.",
     "verify": "Prove that a slim ONNX file computes what its schedule says.",
     "build": "An engine of TensorRT, TensorRT-RTX or ONNX Runtime, with what was read back of it.",
     "evaluate": "Accuracy, calibration and, with --dense, what slimming changed, on an image folder.",

@@ -1,0 +1,188 @@
+"""The ranges of a model's tensors, in a file that a person can read and that names its model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slimdeploy import __version__
+from slimdeploy.errors import InputError
+from slimdeploy.files import read_bytes, sha256_file, write_text
+from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.work import Work
+from slimdeploy.measure.onnx_file import external_files, load_structure
+from slimdeploy.precision.calibration import Calibration
+from slimdeploy.precision.observe import Progress, observe
+from slimdeploy.precision.thresholds import Histogram, Method, threshold
+from slimdeploy.preprocessing import first_problem
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelFile(_Record):
+    """The file whose tensors these are: its name, and a hash of it and of weights beside it."""
+
+    name: str
+    sha256: Sha256
+
+
+class ImageSet(_Record):
+    """The images that were run: see `slimdeploy.precision.calibration.Described`."""
+
+    source: str
+    count: int = Field(ge=1)
+    sha256: Sha256
+
+
+class TensorRange(_Record):
+    """Of one tensor: the least and largest value seen, where to clip, and what that cuts off.
+
+    Attributes:
+        threshold: absolute values beyond it are clipped.
+        clipped: the share of values that are.
+    """
+
+    lowest: float
+    highest: float
+    threshold: float = Field(ge=0)
+    clipped: float = Field(ge=0, le=1)
+
+
+class Ranges(_Record):
+    """See the module. Tensors go by their names in the ONNX file.
+
+    Attributes:
+        smooth: the exponent by which outliers were moved into weights before the ranges were
+            taken; 0 where none were. `x.smoothed` is x after that.
+        channels: the largest absolute value of each channel, which the smoothing goes by.
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["ranges"] = "ranges"
+    slimdeploy: str = __version__
+    model: ModelFile
+    method: Method
+    percentile: float | None = None
+    images: ImageSet
+    smooth: float = Field(default=0.0, ge=0, le=1)
+    channels: dict[str, list[float]] = {}
+    tensors: dict[str, TensorRange]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a file.
+
+        Raises:
+            InputError: if it is missing, truncated or not a ranges file; it names the field.
+        """
+        try:
+            return cls.model_validate_json(read_bytes(path))
+        except ValidationError as error:
+            raise InputError(f"{path}: not a ranges file: {first_problem(error)}") from error
+
+    def write(self, path: Path) -> None:
+        """To a file, atomically."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+    def require_for(self, model: Path, where: Path) -> None:
+        """Refuse ranges of another model; `where` names their file.
+
+        Raises:
+            InputError: ranges change when tokens are dropped, so those of a dense model are not
+                good enough for the slim one.
+        """
+        found = model_digest(model)
+        if found != self.model.sha256:
+            raise InputError(
+                f"{where}: model.sha256: holds the ranges of another file ({self.model.name}, "
+                f"{self.model.sha256[:12]}), not of {model.name} ({found[:12]}); collect them "
+                "anew with --calibration"
+            )
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Where to clip, by tensor."""
+        return {name: found.threshold for name, found in self.tensors.items()}
+
+
+def model_digest(path: Path) -> str:
+    """A hash of an ONNX file and of the weights that lie beside it.
+
+    Raises:
+        InputError: if a file cannot be read.
+    """
+    parts = external_files(load_structure(path))
+    if not parts:
+        return sha256_file(path)
+    total = hashlib.sha256(sha256_file(path).encode())
+    for name in parts:
+        total.update(f"{name}\0{sha256_file(path.parent / name)}\n".encode())
+    return total.hexdigest()
+
+
+def histograms(
+    work: Work, names: Sequence[str], images: Calibration, progress: Progress | None = None
+) -> dict[str, Histogram]:
+    """What values the tensors `names` take on the images.
+
+    Raises:
+        GateError: if one holds NaN or infinity.
+    """
+    found = {name: Histogram() for name in names}
+    for name, array in observe(work, names, images, progress):
+        found[name].add(array)
+    return found
+
+
+def channel_maxima(
+    work: Work, names: Sequence[str], images: Calibration, progress: Progress | None = None
+) -> dict[str, list[float]]:
+    """The largest absolute value in each channel (last axis) of the tensors `names`.
+
+    Raises:
+        GateError: if one holds NaN or infinity.
+    """
+    found: dict[str, Array] = {}
+    for name, array in observe(work, names, images, progress):
+        largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
+        found[name] = np.maximum(found.get(name, 0), largest)
+    return {name: [float(f"{x:.4g}") for x in values] for name, values in found.items()}
+
+
+def ranges_of(
+    found: Mapping[str, Histogram],
+    model: Path,
+    images: Calibration,
+    method: Method,
+    percentile: float = 99.999,
+    smooth: float = 0.0,
+    channels: Mapping[str, list[float]] | None = None,
+) -> Ranges:
+    """The record of what was found, with thresholds by `method`."""
+    tensors = {}
+    for name, histogram in found.items():
+        clip = threshold(histogram, method, percentile)
+        tensors[name] = TensorRange(
+            lowest=histogram.lowest,
+            highest=histogram.highest,
+            threshold=clip,
+            clipped=histogram.share_beyond(clip),
+        )
+    return Ranges(
+        model=ModelFile(name=model.name, sha256=model_digest(model)),
+        method=method,
+        percentile=percentile if method == "percentile" else None,
+        images=ImageSet(**images.described.to_json()),
+        smooth=smooth,
+        channels=dict(channels or {}),
+        tensors=tensors,
+    )
