@@ -102,6 +102,37 @@ def test_the_interval_and_chance_tell_calibrated_from_overconfident(binning: Bin
     assert (same, nothing.low, nothing.high) == (0, 0, 0)
 
 
+@pytest.mark.slow
+def test_how_often_the_interval_holds_the_truth() -> None:
+    """What the module says of its interval: by simulation, with models whose error is known."""
+    held: dict[tuple[float, str, str], list[bool]] = {}
+    generator = np.random.default_rng(0)
+
+    def sample(n: int, boast: float) -> tuple[np.ndarray, np.ndarray]:
+        confidence = 0.5 + 0.5 * generator.beta(4, 1.2, n)
+        return confidence, generator.random(n) < confidence - boast
+
+    for boast in (0.0, 0.03, 0.08):
+        for binning in BINNINGS:
+            confidence, right = sample(500_000, boast)  # as good as the truth
+            gaps = np.bincount(bin_numbers(confidence, binning), confidence - right)
+            truth = float(np.abs(gaps).sum() / len(right))
+            for _ in range(120):
+                found = calibration_error(*sample(525, boast), binning)
+                turned = (
+                    2 * found.value - found.interval.high,
+                    2 * found.value - found.interval.low,
+                )
+                held.setdefault((boast, binning, "basic"), []).append(truth in found.interval)
+                percentile = turned[0] <= truth <= turned[1]
+                held.setdefault((boast, binning, "percentile"), []).append(percentile)
+    share = {key: float(np.mean(values)) for key, values in held.items()}
+    for (boast, _, kind), found_share in share.items():
+        if kind == "basic":
+            assert found_share > (0.8 if boast else 0.35), share
+    assert all(share[0.0, binning, "percentile"] == 0 for binning in BINNINGS), share
+
+
 def test_a_single_image_has_no_spread() -> None:
     found = calibration_error(np.array([0.75]), np.array([True]), "equal-mass")
     assert (found.value, found.interval.low, found.interval.high) == (0.25, 0.25, 0.25)
