@@ -12,6 +12,7 @@ from slimdeploy.console import progress_bar
 from slimdeploy.engine.building.request import Backend, BuildRequest, HardwareCompatibility
 from slimdeploy.engine.onnxruntime import Provider
 from slimdeploy.files import check_writable, write_text
+from slimdeploy.manifest import read_manifest
 
 if TYPE_CHECKING:
     from slimdeploy.engine.building import Built
@@ -126,7 +127,7 @@ def _result(output: Path, built: Built) -> dict[str, Any]:
     return {
         "output": str(output),
         **built.record.model_dump(mode="json"),
-        "precision": built.report.precision,
+        "precision": read_manifest(output).precision,
         "tokens_per_block": [block.queries for block in built.record.blocks],
     }
 

@@ -40,9 +40,14 @@ def graph_facts(path: Path) -> GraphFacts:
     """
     nodes = load_structure(path).graph.node
     return GraphFacts(
-        tuple(node.name for node in nodes if node.op_type == "LayerNormalization"),
-        tuple(node.name for node in nodes if is_selection(node.name)),
+        tuple(_name(node) for node in nodes if node.op_type == "LayerNormalization"),
+        tuple(_name(node) for node in nodes if is_selection(node.name)),
     )
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """A node's name; TensorRT's parser calls a node without one after its first output."""
+    return node.name or f"node_of_{node.output[0]}"
 
 
 def is_selection(node: str) -> bool:

@@ -26,13 +26,13 @@ def engine_tokens(
 
 def _read(layers: Sequence[EngineLayer], attention: Attention) -> Attention | None:
     node = attention.node
-    for layer in layers:
+    for layer in reversed(layers):  # unfused, the last kernel of a softmax gives its result
         if node not in layer.nodes or not layer.outputs:
             continue
         out = layer.outputs[0].shape
         if layer.is_attention and len(out) >= 2:
             return Attention(node, out[-2], _keys(layer) or attention.keys)
-        if "Exp" in layer.operators and len(out) >= 3:
+        if layer.kind == "kgen" and len(out) >= 3:
             return Attention(node, out[-2], out[-1])
     return None
 

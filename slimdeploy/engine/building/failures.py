@@ -66,7 +66,7 @@ def killed(source: str, signal: int) -> SlimdeployError:
 
 def _cause(lines: Sequence[str]) -> str:
     """The most telling line, without the library's source positions."""
-    known = [line for line in lines if "Error Code" in line] or list(lines) or ["no reason given"]
-    text = known[0].strip().splitlines()[0]
+    told = [line.strip() for line in lines if line.strip()] or ["no reason given"]
+    text = next((line for line in told if "Error Code" in line), told[0]).splitlines()[0]
     text = re.sub(r"^\S+: Error Code \d+: ", "", text)
     return re.sub(r"\s+In \w+ at /\S+", "", text)[:200]
