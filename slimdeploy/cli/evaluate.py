@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import check_weights_safe, open_images, show
 from slimdeploy.console import progress_bar
+from slimdeploy.engine.onnxruntime import Provider
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.manifest import manifest_path, verify_manifest
 from slimdeploy.report.tables import accuracy_table
@@ -27,6 +28,7 @@ def evaluate(
     max_top1_drop: float | None = None,
     threads: int | None = None,
     predictions: Path | None = None,
+    provider: Provider = "cpu",
     json: bool = False,
 ) -> None:
     """Top-1 accuracy on an image folder, through the preprocessing the artifact was made with.
@@ -35,8 +37,8 @@ def evaluate(
     --dense what slimming changed, image by image, with intervals.
 
     Args:
-        artifact: an ONNX file with its manifest beside it, which records the preprocessing; for
-            a file of your own, `plan --onnx` takes it (--mean and --std).
+        artifact: an ONNX file or an engine, with its manifest beside it, which records the
+            preprocessing; for a file of your own, `plan --onnx` takes it (--mean and --std).
         data_dir: labelled images: an image folder, or one with train/val/test inside.
         split: split of the data (test if there is one).
         dense: the dense model's file, to compare with image by image. Where none is recorded for
@@ -45,6 +47,7 @@ def evaluate(
         max_top1_drop: fail (exit 1) if top-1 is more points below the dense model's, as 0.5.
         threads: of the runtime (default: its own choice).
         predictions: write every image's label and logits to this file, .npz or .csv.
+        provider: what ONNX Runtime runs .onnx files on, with no fallback to another.
         json: print the result as JSON.
     """
     from slimdeploy.measure.accuracy import compare_accuracy
@@ -57,7 +60,7 @@ def evaluate(
             check_weights_safe(predictions, model)
     folder = open_images(data_dir, split, "test")
     preprocessing = recorded(artifact)
-    found = measure(artifact, folder, preprocessing, batch_size, threads)
+    found = measure(artifact, folder, preprocessing, batch_size, threads, provider)
     if dense is None:
         if predictions is not None:
             write_predictions(predictions, found)
@@ -65,7 +68,7 @@ def evaluate(
         return
     if manifest_path(dense).is_file():
         preprocessing = verify_manifest(dense).preprocessing or preprocessing
-    reference = measure(dense, folder, preprocessing, batch_size, threads)
+    reference = measure(dense, folder, preprocessing, batch_size, threads, provider)
     compared = compare_accuracy(reference, found)
     if predictions is not None:
         write_predictions(predictions, found, reference)
@@ -101,12 +104,13 @@ def measure(
     preprocessing: Preprocessing,
     batch_size: int,
     threads: int | None,
+    provider: Provider = "cpu",
 ) -> Accuracy:
     """Accuracy of one artifact, with a progress bar."""
     from slimdeploy.engine import open_engine
     from slimdeploy.measure import accuracy
 
-    with open_engine(artifact, threads=threads) as engine, progress_bar() as progress:
+    with open_engine(artifact, provider, threads) as engine, progress_bar() as progress:
         bar = progress.add_task(f"evaluating {artifact.name}", total=len(folder))
         return accuracy.evaluate(
             engine,

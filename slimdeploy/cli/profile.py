@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import show
 from slimdeploy.console import progress_bar
+from slimdeploy.engine.onnxruntime import Provider
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.report.tables import latency_table
 
@@ -25,6 +26,7 @@ def profile(
     warmup: int = 5,
     seed: int = 0,
     min_speedup: float | None = None,
+    provider: Provider = "cpu",
     json: bool = False,
 ) -> None:
     """Latency of dense and slim, interleaved in one process; the protocol beside the numbers.
@@ -39,13 +41,14 @@ def profile(
         warmup: untimed pairs first.
         seed: of the input, the order of each pair and the intervals.
         min_speedup: fail (exit 1) if any batch size's speed-up is below this.
+        provider: what ONNX Runtime runs .onnx files on, with no fallback to another.
         json: print the result as JSON.
     """
     try:
         sizes = [int(size) for size in batch_size.split(",")]
     except ValueError:
         raise InputError(f"--batch-size {batch_size}: whole numbers with commas, as 1,8") from None
-    comparison = compare(dense, slim, sizes, threads, rounds, min_seconds, warmup, seed)
+    comparison = compare(dense, slim, sizes, threads, rounds, min_seconds, warmup, seed, provider)
     show(comparison.to_json(), latency_table(comparison), json)
     for row in comparison.rows:
         if min_speedup is not None and row.speedup < min_speedup:
@@ -64,14 +67,15 @@ def compare(
     min_seconds: float = 0.0,
     warmup: int = 5,
     seed: int = 0,
+    provider: Provider = "cpu",
 ) -> LatencyComparison:
     """Paired latency of two files, with a progress bar."""
     from slimdeploy.engine import open_engine
     from slimdeploy.measure.timing import compare_latency
 
     with (
-        open_engine(dense, threads=threads) as first,
-        open_engine(slim, threads=threads) as second,
+        open_engine(dense, provider, threads) as first,
+        open_engine(slim, provider, threads) as second,
         progress_bar() as progress,
     ):
         bar = progress.add_task("timing pairs", total=rounds * len(sizes))

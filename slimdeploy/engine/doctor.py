@@ -37,6 +37,7 @@ _RUNTIME = ("onnxruntime",)
 _NEEDS: dict[str, tuple[str, ...]] = {
     "plan --onnx, inspect, export --onnx": (),
     "slim --onnx, verify, profile, evaluate": _RUNTIME,
+    "quantize, sweep --onnx": _RUNTIME,
     "build --backend onnxruntime": _RUNTIME,
     "build --backend tensorrt-rtx": ("tensorrt-rtx",),
     "build --backend tensorrt": ("tensorrt", "GPU"),

@@ -11,10 +11,19 @@ import onnx
 import pytest
 
 from slimdeploy.cli import main
+from slimdeploy.preprocessing import Preprocessing
 
 RTX = ("--backend", "tensorrt-rtx")
 ORT = ("--backend", "onnxruntime")
 ROOT = Path(__file__).parent.parent.parent
+PIXELS = Preprocessing(
+    input_size=(3, 64, 64),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    interpolation="bicubic",
+    crop_pct=1.0,
+    crop_mode="center",
+)
 
 
 def saved(model: onnx.ModelProto, path: Path) -> Path:

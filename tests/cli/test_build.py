@@ -13,19 +13,9 @@ import pytest
 from slimdeploy.cli import main
 from slimdeploy.engine import open_engine
 from slimdeploy.manifest import write_manifest
-from slimdeploy.preprocessing import Preprocessing
-from tests.cli.commands import ORT, RTX, error_line, left
+from tests.cli.commands import ORT, PIXELS, RTX, error_line, left
 from tests.conftest import schedule
 from tests.graph.vit_text import TOKENS, vit
-
-PIXELS = Preprocessing(
-    input_size=(3, 64, 64),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    interpolation="bicubic",
-    crop_pct=1.0,
-    crop_mode="center",
-)
 
 
 def result(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from slimdeploy.cli import main
-from tests.cli.commands import RTX, error_line
+from slimdeploy.manifest import write_manifest
+from tests.cli.commands import PIXELS, RTX, error_line
 
 
 @pytest.fixture
@@ -84,3 +85,26 @@ def test_engines_are_not_run_without_a_gpu(plan: Path, capsys: pytest.CaptureFix
     line = error_line(capsys, 3, "profile", "--dense", plan, "--slim", plan)
     assert "m.plan: this machine has no NVIDIA driver" in line
     assert "the .onnx runs on the CPU" in line
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_engines_are_not_evaluated_without_a_gpu(
+    good: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+    write_manifest(good, kind="dense-onnx", made_from={}, command=(), preprocessing=PIXELS)
+    plan = good.parent / "m.plan"
+    main(["build", str(good), *RTX, "--output", str(plan)])
+    capsys.readouterr()
+    line = error_line(capsys, 3, "evaluate", plan, "--data-dir", photographs)
+    assert "m.plan: this machine has no NVIDIA driver" in line
+
+
+@pytest.mark.usefixtures("no_driver")
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_cannot_be_had_is_no_cpu(
+    good: Path, provider: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--dense", good, "--slim", good)
+    line = error_line(capsys, 3, "profile", *files, "--provider", provider)
+    assert "use --provider cpu" in line
