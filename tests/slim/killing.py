@@ -33,7 +33,7 @@ class Killed:
 
     def __init__(self, folder: Path, words: Sequence[object]) -> None:
         self.folder, self.words = folder, [str(word) for word in words]
-        self._empty()
+        self.empty()
         begin, counter = time.monotonic(), mmap.mmap(-1, 8)  # shared with the child
         assert self._finishes(lambda: _watch(folder, counter, at=0))
         self.seconds = time.monotonic() - begin
@@ -42,14 +42,18 @@ class Killed:
 
     def at_event(self, count: int) -> None:
         """Kill it before it touches a file for the `count`-th time, let the next run finish."""
-        self._empty()
-        assert not self._finishes(lambda: _watch(self.folder, mmap.mmap(-1, 8), at=count))
+        self.kill_at_event(count)
         assert self._finishes(lambda: None)
         self._check(f"killed at event {count} of {self.events}")
 
+    def kill_at_event(self, count: int) -> None:
+        """Kill it before it touches a file for the `count`-th time."""
+        self.empty()
+        assert not self._finishes(lambda: _watch(self.folder, mmap.mmap(-1, 8), at=count))
+
     def at_any_time(self, draw: random.Random, times: int = 4) -> None:
         """Kill it again and again, wherever it is, then let it finish."""
-        self._empty()
+        self.empty()
         for _ in range(times):
             seconds = self.seconds * draw.uniform(0.1, 1.0)
             self._finishes(lambda after=seconds: _die_after(after))  # it may have been faster
@@ -62,7 +66,8 @@ class Killed:
         left = {p.name for p in self.folder.iterdir()} - self.files.keys()
         assert not [name for name in left if name.endswith((".work", ".state"))], when
 
-    def _empty(self) -> None:
+    def empty(self) -> None:
+        """Remove everything it wrote."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -70,7 +75,7 @@ class Killed:
         """Run it in a child of this process; False if it was killed."""
         child = os.fork()
         if child == 0:
-            _in_child(self.words, prepare)
+            in_child(self.words, prepare)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             assert os.WTERMSIG(status) == signal.SIGKILL
@@ -79,7 +84,8 @@ class Killed:
         return True
 
 
-def _in_child(words: list[str], prepare: Prepare) -> None:
+def in_child(words: list[str], prepare: Prepare) -> None:
+    """Run `slimdeploy WORDS` in this forked process and end it."""
     code = 99
     try:
         torch.set_num_threads(1)  # threads of the parent's pool are not there

@@ -1,0 +1,110 @@
+"""Several processes that share each batch make the steps that one would (gloo, on the CPU)."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from slimdeploy.errors import InputError
+from slimdeploy.slim.loading import Plan, PlannedBatches
+from slimdeploy.slim.world import World
+from tests.slim.killing import Killed, in_child
+from tests.slim.test_resume import finetune
+
+
+def run_together(words: list[str], processes: int = 2) -> None:
+    """Run a command as torchrun would, in processes forked from this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        group = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
+        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        if (child := os.fork()) == 0:
+            os.environ.update({name: str(value) for name, value in group.items()})
+            in_child(words, lambda: None)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * processes
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: Path) -> float:
+    """Distance of two results as a share of how far the training went."""
+    begin = load_file(start)
+    # A key's bias changes nothing, so its gradient is rounding, which Adam makes steps of.
+    size = len(begin["norm.weight"])
+    moved = wrong = 0.0
+    for name, value in begin.items():
+        differ, went = one[name] - other[name], one[name] - value
+        if name.endswith("qkv.bias"):
+            differ[size : 2 * size] = went[size : 2 * size] = 0
+        wrong, moved = wrong + float(differ.square().sum()), moved + float(went.square().sum())
+    return (wrong / moved) ** 0.5
+
+
+def alone(checkpoint: Path, photographs: Path, folder: Path) -> Killed:
+    return finetune(checkpoint, photographs, folder, "--save-every", 1)
+
+
+def test_two_processes_make_the_steps_of_one(
+    checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    run = alone(checkpoint, photographs, tmp_path)
+    (tmp_path / "one.safetensors").write_bytes(run.files["slim.safetensors"])
+    one = load_file(tmp_path / "one.safetensors")
+    run.empty()
+    run_together(run.words)
+    two = load_file(run.folder / "slim.safetensors")
+    assert {path.name for path in run.folder.iterdir()} == set(run.files)
+    assert 0 < apart(one, two, checkpoint) < 1e-3
+
+    # An unfinished run of one process is continued by two.
+    run.kill_at_event(run.events - random.Random(0).randrange(12, 20))
+    assert list(run.folder.glob(".*.state"))
+    run_together(run.words)
+    mixed = load_file(run.folder / "slim.safetensors")
+    assert 0 < apart(one, mixed, checkpoint) < 1e-3
+
+
+def test_the_shares_of_a_batch_are_the_batch() -> None:
+    plan = Plan(images=23, batch_size=6, seed=3)
+    whole = list(PlannedBatches(plan, 2, 7))
+    shares = [list(PlannedBatches(plan, 2, 7, rank, 3)) for rank in range(3)]
+    assert len(whole) == 5
+    for step, batch in enumerate(whole):
+        assert sorted(key for share in shares for key in share[step]) == sorted(batch)
+        assert {len(share[step]) for share in shares} == {2}
+
+
+def test_every_epoch_has_its_own_order_without_repeats() -> None:
+    plan = Plan(images=23, batch_size=6, seed=3)
+    epochs = [[key for step in range(3) for key in plan.batch(3 * e + step)] for e in range(2)]
+    for number, keys in enumerate(epochs):
+        assert {epoch for epoch, _ in keys} == {number}
+        assert len({image for _, image in keys}) == 18
+    assert [image for _, image in epochs[0]] != [image for _, image in epochs[1]]
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(InputError, match="--batch-size 9: cannot be shared evenly by 2 processes"):
+        World(torch.device("cpu"), 0, 2).check_batch(9)
+
+
+@pytest.mark.slow
+def test_torchrun_makes_the_same_steps(checkpoint: Path, photographs: Path, tmp_path: Path) -> None:
+    run = alone(checkpoint, photographs, tmp_path)
+    (tmp_path / "one.safetensors").write_bytes(run.files["slim.safetensors"])
+    run.empty()
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([sys.executable, *launch, "-m", "slimdeploy", *run.words], check=True)
+    two = load_file(run.folder / "slim.safetensors")
+    assert apart(load_file(tmp_path / "one.safetensors"), two, checkpoint) < 1e-3
