@@ -71,6 +71,21 @@ def test_the_same_engine_is_not_built_twice(good: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("rtx")
+def test_weights_beside_the_model_are_found_and_are_part_of_the_key(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        path = folder / "m.onnx"
+        onnx.save(
+            vit(seed=seed), path, save_as_external_data=True, location="w.bin", size_threshold=0
+        )
+        made = result(capsys, "build", path, *RTX, "--output", folder / f"{seed}.plan")
+        assert made["cached"] is False
+        (folder / "w.bin").unlink()
+    assert (folder / "0.plan").read_bytes() != (folder / "1.plan").read_bytes()
+
+
+@pytest.mark.usefixtures("rtx")
 def test_a_cache_that_cannot_be_written_is_a_note(
     good: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

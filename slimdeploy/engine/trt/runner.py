@@ -50,7 +50,7 @@ class TensorRTEngine:
         self._open(trt)
 
     def _open(self, trt: Any) -> None:
-        with requires("tensorrt"):
+        with requires(self._record.backend):
             from polygraphy.cuda import DeviceArray, Stream
 
         self._runtime = trt.Runtime(self._logger)
