@@ -29,7 +29,8 @@ from slimdeploy.schedule import KeepSchedule
 from slimdeploy.slim.dynamic import slim_of
 from slimdeploy.slim.loading import Plan, PlannedBatches, make_loader, readable_errors, seed_all
 from slimdeploy.slim.options import FinetuneOptions
-from slimdeploy.slim.recovery import ReadTokens, RecoveryTask
+from slimdeploy.slim.recovery import RecoveryTask, SlimTokens
+from slimdeploy.slim.streams import compared_layers
 from slimdeploy.slim.training import (
     StateFile,
     check_device,
@@ -99,12 +100,16 @@ class Finetuner:
             )
 
     def _make_task(self) -> RecoveryTask:
-        options, device = self.options, self.here.device
+        options, device, layers = self.options, self.here.device, tuple[int, ...]()
+        if options.token_weight:
+            layers = compared_layers(self.schedule, options.token_layers)
         task = RecoveryTask(
-            ReadTokens(self.slim, len(self.schedule.model.head_reads)),
+            SlimTokens(self.slim, len(self.schedule.model.head_reads), layers),
             copy.deepcopy(self.dense).to(device),
             options.feature_weight,
             options.amp_dtype,
+            kept={layer: self.schedule.keep[layer - 1] for layer in layers},
+            token_weight=options.token_weight,
             criterion=LabelSmoothingCrossEntropy(options.smoothing),
             distill_loss_weight=options.distill_loss_weight,
             temperature=options.kd_temperature,

@@ -34,6 +34,8 @@ class FinetuneOptions:
         distill_loss_weight: weight of the dense model's logits as a target.
         kd_temperature: softmax temperature of those logits.
         feature_weight: weight of the tokens that the dense model's head reads as a target.
+        token_weight: weight of all tokens that the slim model keeps at some depths as a target.
+        token_layers: after which layers, from 1, these are compared (default: each quarter).
         ema_decay: of the running average of the weights, which is the result.
         min_scale: smallest share of the image's area that a random crop keeps.
         ratio: smallest and largest aspect ratio of a random crop.
@@ -60,6 +62,8 @@ class FinetuneOptions:
     distill_loss_weight: float = 1.0
     kd_temperature: float = 2.0
     feature_weight: float = 2.0
+    token_weight: float = 0.0
+    token_layers: tuple[int, ...] = ()
     ema_decay: float = 0.98
     min_scale: float = 0.7
     ratio: tuple[float, float] = (0.9, 1.1)

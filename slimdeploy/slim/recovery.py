@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,73 +12,102 @@ from torch.nn import functional as F
 
 from slimdeploy.slim.amp import autocast
 from slimdeploy.slim.options import AmpDtype
+from slimdeploy.slim.streams import recorded_streams
 
 
-class ReadTokens(nn.Module):
-    """A slim model that also gives the normalised tokens its head reads (for DDP, one forward).
+class SlimTokens(nn.Module):
+    """A slim model that also gives its tokens (for DDP, one forward).
 
     Args:
-        slim: has timm's `forward_features` and `forward_head`, as `SlimVit` does.
+        slim: has timm's `forward_features` and `forward_head`, and `.dense`, as `SlimVit` does.
         reads: how many of the last layer's tokens the head reads, first ones first.
+        layers: layers (from 1) after which the residual stream is given too.
     """
 
-    def __init__(self, slim: Any, reads: int) -> None:
+    def __init__(self, slim: Any, reads: int, layers: Sequence[int] = ()) -> None:
         super().__init__()
-        self.slim, self.reads = slim, reads
+        self.slim, self.reads, self.layers = slim, reads, tuple(layers)
         self.num_classes, self.in_chans = slim.num_classes, slim.in_chans
         self.pretrained_cfg = slim.pretrained_cfg
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, classes] and tokens [B, reads, D]."""
-        tokens = self.slim.forward_features(images)
-        return self.slim.forward_head(tokens), tokens[:, : self.reads]
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits [B, classes], normalised tokens [B, reads, D], streams [B, kept tokens, D]."""
+        with recorded_streams(self.slim.dense, self.layers) as streams:
+            tokens = self.slim.forward_features(images)
+        return self.slim.forward_head(tokens), tokens[:, : self.reads], streams
 
 
 class RecoveryTask(LogitDistillationTask):
-    """timm's logit distillation from the dense model, and its head's input as a second target.
+    """timm's logit distillation from the dense model, and its tokens as a second target.
 
-    With few classes logits say little; the tokens that the head reads say what the dense model saw.
-    Their loss is the squared error over the dense tokens' squared norm, image by image: a mean over
-    images, as all losses here, so that processes may share a batch.
+    With few classes logits say little; the tokens that the head reads say what the dense model saw,
+    and the tokens that a layer keeps what it made of each patch. Their loss is the squared error
+    over the dense tokens' squared norm, image by image: a mean over images, as all losses here, so
+    that processes may share a batch. Tokens of inner layers are normalised first, each by itself.
+
+    Args:
+        feature_weight: of the tokens that the head reads.
+        kept: per compared layer the global ids of its tokens.
+        token_weight: of these tokens.
     """
 
     def __init__(
         self,
-        student: ReadTokens,
+        student: SlimTokens,
         teacher: nn.Module,
         feature_weight: float,
         amp_dtype: AmpDtype = "float32",
+        kept: Mapping[int, Sequence[int]] | None = None,
+        token_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(student, teacher, verbose=False, **kwargs)
-        self.feature_weight, self.reads = feature_weight, student.reads
+        self.feature_weight, self.token_weight = feature_weight, token_weight
+        self.reads, self.layers = student.reads, student.layers
+        self.kept = [torch.tensor(ids, device=self.device) for ids in (kept or {}).values()]
         self.amp = autocast(self.device, amp_dtype)
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Losses and logits for images [B, C, H, W] and labels [B]."""
-        with torch.no_grad(), self.amp:
-            dense = self.teacher.model.forward_features(input)
-            dense_logits = self.teacher.model.forward_head(dense).float()
-            dense = dense[:, : self.reads].float()
+        dense_logits, dense_tokens, dense_streams = self._ask_teacher(input)
         with self.amp:
-            logits, tokens = self.trainable_module(input)
+            logits, tokens, streams = self.trainable_module(input)
         logits = logits.float()
         task_loss = self.criterion(logits, target)
         wanted = F.log_softmax(dense_logits / self.temperature, -1)
         found = F.log_softmax(logits / self.temperature, -1)
         kd_loss = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
         kd_loss = kd_loss * self.temperature**2
-        feature_loss = relative_error(tokens.float(), dense)
+        feature_loss = relative_error(tokens.float(), dense_tokens)
         loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
+        loss = loss + self.feature_weight * feature_loss
+        if self.layers:
+            pairs = zip(streams, dense_streams, self.kept, strict=True)
+            errors = [token_error(here, there[:, ids]) for here, there, ids in pairs]
+            loss = loss + self.token_weight * torch.stack(errors).mean()
         return {
-            "loss": loss + self.feature_weight * feature_loss,
+            "loss": loss,
             "output": logits,
             "task_loss": task_loss,
             "kd_loss": kd_loss,
             "feature_loss": feature_loss,
         }
+
+    @torch.no_grad()
+    def _ask_teacher(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        dense: Any = self.teacher.model
+        with self.amp, recorded_streams(dense, self.layers) as streams:
+            tokens = dense.forward_features(images)
+            logits = dense.forward_head(tokens)
+        return logits.float(), tokens[:, : self.reads].float(), streams
+
+
+def token_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """`relative_error` of residual streams [B, n, D], each token normalised by itself."""
+    size = found.shape[-1:]
+    return relative_error(F.layer_norm(found.float(), size), F.layer_norm(wanted.float(), size))
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
