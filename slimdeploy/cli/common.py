@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 
 from slimdeploy.console import arguments
 from slimdeploy.errors import InputError
@@ -165,13 +165,16 @@ def summary(schedule: KeepSchedule) -> dict[str, Any]:
 def summary_table(schedule: KeepSchedule) -> RenderableType:
     """Tokens and MACs per layer, for a person."""
     slim, dense = schedule_macs(schedule), dense_macs(schedule.model)
-    return schedule_table(
+    table = schedule_table(
         schedule.counts,
         [layer.total for layer in slim.layers],
         schedule.model.tokens,
         [layer.total for layer in dense.layers],
         (slim.total, dense.total),
     )
+    if schedule.dynamic is None:
+        return table
+    return Group(table, f"each image chooses its own patches, by {schedule.dynamic.scorer}")
 
 
 def show(result: dict[str, Any], table: RenderableType, as_json: bool) -> None:
