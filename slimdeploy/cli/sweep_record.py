@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,9 @@ def sweep_record(
 
     `front` marks what no other point of fewer or as many MACs beats in top-1.
     """
-    timing = None if asked.timing is None else {**asked.timing.to_json(), **(swept.protocol or {})}
+    timing = None
+    if asked.timing is not None:
+        timing = {**asked.timing.to_json(), **(swept.protocol or {}), "cores": os.cpu_count()}
     max_drop, by = gate
     return {
         "format": 1,

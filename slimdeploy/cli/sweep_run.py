@@ -7,6 +7,7 @@ is done again. A record counts only if it was made with the settings that are as
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,16 +203,18 @@ def _timed(
     asked = {**timing.to_json(), "cpu": cpu_name(), "files": files}
     record = _read(path) if path.is_file() else {}
     if record.get("settings") != asked:
-        sizes = list(timing.batch_sizes)
+        sizes, load = list(timing.batch_sizes), round(os.getloadavg()[0], 1)
         compared = compare(dense, slim, sizes, timing.threads, timing.rounds)
         # Through JSON, so that a run that was killed gives the same record as one that was not.
-        record = json.loads(json.dumps({"settings": asked, "latency": compared.to_json()}))
+        fresh = {"settings": asked, "load": load, "latency": compared.to_json()}
+        record = json.loads(json.dumps(fresh))
         write_text(path, json.dumps(record, indent=2) + "\n")
     found = record["latency"]
     rows = tuple(
         SweepLatency(
             batch_size=row["batch_size"],
             rounds=row["rounds"],
+            load=record.get("load"),
             speedup=row["speedup"],
             speedup_interval=row["speedup_interval"],
             dense_median_ms=row["dense"]["median_ms"],

@@ -28,10 +28,15 @@ class _Record(BaseModel):
 
 
 class SweepLatency(_Record):
-    """Paired timing at one batch size; see `slimdeploy.measure.timing.LatencyRow`."""
+    """Paired timing at one batch size; see `slimdeploy.measure.timing.LatencyRow`.
+
+    `load` is the system's mean load over the minute before: above the number of cores, others
+    took part of them, and the milliseconds say little; the ratio is taken pair by pair.
+    """
 
     batch_size: PositiveInt
     rounds: PositiveInt
+    load: float | None = None
     speedup: float
     speedup_interval: Interval
     dense_median_ms: float
