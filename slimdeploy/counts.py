@@ -1,9 +1,14 @@
 """How many tokens each layer keeps, for a budget of MACs: a shape with one free parameter.
 
-`geometric`  n_l = N·r^l              falls fastest where tokens are most redundant
+`geometric`  n_l = N·r^l              falls by the same share in every layer
+`early`      n_l = N·r^√l             falls most in the first layers, and keeps more in the last
+`earlier`    n_l = N·r^(l^¼)          still more so
 `linear`     n_l = N·(1 - 3(1-r)·(l-1)/(L-1)), at least 0: the pyramid of most papers
 `step`       four levels: all tokens, then r of the last level from L/4, L/2 and 3L/4 on
 `even`       n_l = r·N                the paper's Table 3 control
+
+`slim --shape auto` tries the first three and takes the one after which the model is closest to the
+dense one on images held out (`best_shape`).
 
 The last layer keeps exactly what the head reads; where the head pools over tokens, it follows the
 shape like any other. Counts include prefix tokens.
@@ -19,11 +24,14 @@ from slimdeploy.errors import InputError
 from slimdeploy.macs import mac_reduction
 from slimdeploy.schedule import ModelGeometry
 
-Shape = Literal["geometric", "linear", "step", "even"]
+Shape = Literal["geometric", "early", "earlier", "linear", "step", "even"]
+ShapeChoice = Literal["auto", "geometric", "early", "earlier", "linear", "step", "even"]
 
 # Fraction of the patches that layer l of L keeps (l from 1) for a parameter r from 0 to 1.
 _SHAPES: dict[Shape, Callable[[int, int, float], float]] = {
     "geometric": lambda layer, depth, r: r**layer,
+    "early": lambda layer, depth, r: r ** math.sqrt(layer),
+    "earlier": lambda layer, depth, r: r ** (layer**0.25),
     "linear": lambda layer, depth, r: max(0, 1 - 3 * (1 - r) * (layer - 1) / (depth - 1)),
     "step": lambda layer, depth, r: r ** ((layer - 1) * 4 // depth),
     "even": lambda layer, depth, r: r,
@@ -97,3 +105,24 @@ def counts_for_budget(
         middle = (low + high) / 2
         low, high = (middle, high) if saved(middle) >= mac_reduction_wanted else (low, middle)
     return counts_of_shape(model, shape, low, multiple_of)
+
+
+TRIED: tuple[Shape, ...] = ("geometric", "early", "earlier")
+"""What `auto` chooses from; measured: none of them is best for every model and budget."""
+
+
+def best_shape(
+    error: Callable[[Shape], float], progress: Callable[[str], None] | None = None
+) -> Shape:
+    """The shape of `TRIED` with the least error.
+
+    Args:
+        error: slims by that shape and says how far the result is from the dense model's.
+        progress: called with a line for each shape.
+    """
+    found: dict[Shape, float] = {}
+    for shape in TRIED:
+        found[shape] = error(shape)
+        if progress is not None:
+            progress(f"{shape} counts: held-out error {found[shape]:.4f}")
+    return min(TRIED, key=found.__getitem__)

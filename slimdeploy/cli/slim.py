@@ -19,7 +19,7 @@ from slimdeploy.cli.common import (
 )
 from slimdeploy.cli.slim_flags import FileFlags, refuse
 from slimdeploy.console import note, progress_bar
-from slimdeploy.counts import Shape
+from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
@@ -40,7 +40,7 @@ def slim(
     split: str | None = None,
     mac_reduction: float | None = None,
     tolerance: float | None = None,
-    shape: Shape = "geometric",
+    shape: ShapeChoice = "auto",
     multiple_of: int = 1,
     impact: ImpactName | None = None,
     reconstruct: Reconstruct = "refit",
@@ -72,11 +72,12 @@ def slim(
         split: split of the data to calibrate on (train if there is one).
         mac_reduction: budget: the share of MACs to save, as 0.46.
         tolerance: in place of a budget, the paper's epsilon: relative error allowed per layer.
-        shape: how a budget's token counts fall over the layers.
+        shape: how a budget's token counts fall over the layers; auto tries three and takes the one
+            that stays closest to the dense model on images held out.
         multiple_of: round token counts to a multiple, as 8 or 16.
-        impact: what ranks the tokens (default: joint; with --onnx, where joint is not to be had,
-            cover: keep what the others are predicted from); path is the paper's score; grid,
-            centre and random look at no image.
+        impact: what ranks the tokens (default: cover, keep what the others are predicted from);
+            path is the paper's score; joint needs gradients, so --model; grid, centre and random
+            look at no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
         dynamic: experimental: no positions, each image chooses its own patches by this score, in
             fixed numbers: predictor (a linear map of the token, fitted to the attention that the
@@ -114,7 +115,7 @@ def slim(
         tolerance=tolerance,
         shape=shape,
         multiple_of=multiple_of,
-        impact=impact or "joint",
+        impact=impact or "cover",
         reconstruct=reconstruct,
         step=10 if step is None else step,
         seed=seed,
@@ -193,27 +194,24 @@ def search_schedule(
     import torch
 
     from slimdeploy.slim.checkpoint import save_weights
-    from slimdeploy.slim.pipeline import slim_model
+    from slimdeploy.slim.pipeline import slim_model, steps
     from slimdeploy.slim.search import SearchState, settings_of
     from slimdeploy.slim.timm_models import describe, load_model
 
     model, preprocessing = load_model(model_name, checkpoint, kwargs)
     geometry = describe(model, model_name, kwargs)
-    options = request.search_options(geometry)
     arrays = load_arrays(sample, preprocessing)
     data = sample.digest()
     dense = weights_file(checkpoint, output) if checkpoint else None
     identity = {
         "model": geometry.model_dump(mode="json"),
         "data": data,
-        "impact": request.impact,
-        "search_images": request.search_images,
         "weights": dense.sha256 if dense else None,
         "slimdeploy": __version__,
     }
-    saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(options, **identity))
+    saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(request, **identity))
     with progress_bar() as progress:
-        bar = progress.add_task("slimming", total=2 * geometry.depth - 1)
+        bar = progress.add_task("slimming", total=steps(geometry, request))
 
         def report(line: str) -> None:
             progress.advance(bar)
@@ -230,20 +228,20 @@ def search_schedule(
         layers=tuple(result.layers),
         checkpoint=dense,
         slim_checkpoint=slim_file,
-        provenance=_provenance(request, len(sample), data),
+        provenance=_provenance(request, result.shape, len(sample), data),
     )
     schedule.write(output)
     saved.clear()
     return schedule
 
 
-def _provenance(request: SlimRequest, images: int, data: str) -> Provenance:
+def _provenance(request: SlimRequest, shape: str | None, images: int, data: str) -> Provenance:
     return Provenance(
         slimdeploy=__version__,
         command=command_line(),
         seed=request.seed,
         impact=request.impact,
-        shape=request.shape if request.mac_reduction is not None else None,
+        shape=shape,
         mac_reduction=request.mac_reduction,
         tolerance=request.tolerance,
         reconstruct=request.reconstruct,

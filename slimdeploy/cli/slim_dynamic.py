@@ -40,8 +40,8 @@ def dynamic_request(
     if request.mac_reduction is None:
         raise InputError("--dynamic: give a budget with --mac-reduction, as 0.46")
     refit = request.refit if request.reconstruct == "refit" else None
-    budget = request.mac_reduction, request.shape, request.multiple_of
-    return DynamicRequest(scorer, *budget, refit)
+    shape = "geometric" if request.shape == "auto" else request.shape
+    return DynamicRequest(scorer, request.mac_reduction, shape, request.multiple_of, refit)
 
 
 def dynamic_schedule(

@@ -17,7 +17,7 @@ from slimdeploy.cli.slim import draw_images
 from slimdeploy.cli.slim_flags import FileFlags
 from slimdeploy.cli.slim_record import result_of, schedule_of, sentences, write_files
 from slimdeploy.console import note, progress_bar
-from slimdeploy.counts import Shape
+from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.forward.choices import require_forward
@@ -43,7 +43,7 @@ class OnnxSlim:
     data_dir: Path
     split: str | None
     mac_reduction: float | None
-    shape: Shape
+    shape: ShapeChoice
     multiple_of: int
     impact: str | None
     reconstruct: Reconstruct

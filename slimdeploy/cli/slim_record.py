@@ -41,7 +41,7 @@ def schedule_of(
             command=command_line(),
             seed=request.seed,
             impact=request.impact,
-            shape=request.shape,
+            shape=made.shape,
             mac_reduction=request.mac_reduction,
             reconstruct=request.reconstruct,
             images=len(sample),

@@ -9,20 +9,17 @@ from typing import Literal
 import numpy as np
 import onnx
 
-from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.counts import TRIED, Shape, ShapeChoice
 from slimdeploy.errors import InputError
 from slimdeploy.forward.anatomy import BlockNames, block_names
 from slimdeploy.forward.choices import ForwardImpact
-from slimdeploy.forward.choose import choose_tokens
-from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.errors import HeadError, HeadView
 from slimdeploy.forward.refit import Refit, refit_graph, transfer
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
+from slimdeploy.forward.search import Search, in_order
 from slimdeploy.forward.store import Array, Store, open_store
-from slimdeploy.forward.views import Views
 from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, slim_graph
-from slimdeploy.graph.keep import token_order
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
@@ -38,14 +35,15 @@ class ForwardRequest:
 
     Attributes:
         mac_reduction: budget: the share of MACs to save.
-        shape: how the counts fall over the layers; `multiple_of` rounds them.
+        shape: how the counts fall over the layers, or `auto`: each is tried on the images that are
+            searched, and the closest to the dense graph is taken; `multiple_of` rounds the counts.
         impact: what ranks the tokens, on `search_images` of the images, evenly drawn.
         reconstruct: solve the layers behind dropped tokens anew, or leave all weights.
         options: how the graph is written.
     """
 
     mac_reduction: float
-    shape: Shape = "geometric"
+    shape: ShapeChoice = "auto"
     multiple_of: int = 1
     impact: ForwardImpact = "cover"
     reconstruct: Literal["refit", "none"] = "refit"
@@ -67,6 +65,7 @@ class ForwardSlim:
         model: the slim graph.
         dense: the dense graph with the same weights: with the dropped tokens masked it computes
             what `model` does.
+        shape: how the counts fall, as asked for or as chosen.
         layers: what each layer keeps, first layer first.
         blocks: token counts as read back from `model`.
         parity: the slim graph before the refit, against the masked dense graph.
@@ -78,6 +77,7 @@ class ForwardSlim:
 
     model: onnx.ModelProto
     dense: onnx.ModelProto
+    shape: Shape
     layers: list[Layer]
     blocks: list[BlockCount]
     parity: Parity
@@ -116,12 +116,18 @@ def slim_forward(
         GateError: if a graph differs from its reference; nothing is to be shipped then.
     """
     tell = progress or (lambda line: None)
-    counts = counts_for_budget(geometry, request.mac_reduction, request.shape, request.multiple_of)
     dense = dense_graph(model, source=source).model
     blocks = block_names(dense)
     batch = batch_size(geometry.heads, geometry.tokens)
     with open_store() as store:
-        layers = _choose(dense, geometry, blocks, images, batch, counts, request, store, tell)
+        looked_at = min(len(images), request.search_images)
+        search = Search(
+            model, dense, geometry, blocks, images[np.arange(looked_at) * len(images) // looked_at],
+            batch, store, request.mac_reduction, request.multiple_of, request.impact,
+            request.ridge if request.reconstruct == "refit" else None,
+            replace(request.options, optimize=False), request.seed, source,
+        )  # fmt: skip
+        shape, layers = search.run(request.shape, tell)
         keep = [list(layer.keep) for layer in layers]
         slim = slim_graph(model, keep, replace(request.options, optimize=False), source=source)
         checked = feed_of(dense, images[:_CHECKED], batch)
@@ -130,7 +136,7 @@ def slim_forward(
         tell("graph slimmed and checked")
         seen = None if held_out is None else feed_of(dense, held_out, batch)
         wanted = HeadView.of(dense, blocks, seen) if seen else None
-        ids = _in_order(slim.model, keep, geometry.tokens)
+        ids = in_order(slim.model, keep, geometry.tokens)
         before = _error(slim.model, blocks, seen, wanted, ids[-1])
         notes, after = list(slim.notes), None
         if request.reconstruct == "refit":
@@ -145,6 +151,7 @@ def slim_forward(
     return ForwardSlim(
         model=final.model,
         dense=dense,
+        shape=shape,
         layers=layers,
         blocks=final.blocks,
         parity=parity,
@@ -157,34 +164,8 @@ def slim_forward(
 
 def steps(geometry: ModelGeometry, request: ForwardRequest) -> int:
     """How many lines of progress `slim_forward` gives."""
-    return geometry.depth * (2 if request.reconstruct == "refit" else 1) + 1
-
-
-def _choose(
-    dense: onnx.ModelProto,
-    geometry: ModelGeometry,
-    blocks: Sequence[BlockNames],
-    images: Array,
-    batch: int,
-    counts: Sequence[int],
-    request: ForwardRequest,
-    store: Store,
-    tell: Progress,
-) -> list[Layer]:
-    looked_at = min(len(images), request.search_images)
-    evenly = np.arange(looked_at) * len(images) // looked_at
-    feed = feed_of(dense, images[evenly], batch)
-    views = Views(geometry, Cutter(dense), blocks, feed, store)
-    try:
-        return choose_tokens(
-            views,
-            request.impact,
-            counts,
-            request.seed,
-            lambda layer: tell(f"layer {layer}: keeps {len(views.keep[layer])} tokens"),
-        )
-    finally:
-        store.release(*views.streams.values())
+    trials = len(TRIED) if request.shape == "auto" else 0
+    return trials + geometry.depth * (2 if request.reconstruct == "refit" else 1) + 1
 
 
 def _refit(
@@ -209,13 +190,6 @@ def _refit(
         request.ridge,
         lambda block: tell(f"block {block}: refitted"),
     )
-
-
-def _in_order(slim: onnx.ModelProto, keep: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-    """Per block the kept ids in the order in which the slim graph holds them."""
-    order = token_order(slim, keep, tokens)
-    kept = [set(ids) for ids in keep]
-    return [[i for i in order if i in ids] for ids in kept]
 
 
 def _error(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.errors import InputError
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import ImpactName, Reconstruct
-from slimdeploy.slim.impact import make_impact
+from slimdeploy.slim.impact import Impact, make_impact
 from slimdeploy.slim.reconstruct import GradientOptions
 from slimdeploy.slim.refit import RefitOptions, refit_model
 from slimdeploy.slim.search import SearchOptions, SearchState, search
+from slimdeploy.slim.shapes import Trial
 from slimdeploy.slim.types import Vit
 
 
@@ -31,9 +32,9 @@ class SlimRequest:
 
     mac_reduction: float | None = None
     tolerance: float | None = None
-    shape: Shape = "geometric"
+    shape: ShapeChoice = "auto"
     multiple_of: int = 1
-    impact: ImpactName = "joint"
+    impact: ImpactName = "cover"
     reconstruct: Reconstruct = "refit"
     step: int = 10
     seed: int = 0
@@ -49,6 +50,8 @@ class SlimRequest:
         """
         counts = None
         if self.mac_reduction is not None:
+            if self.shape == "auto":
+                raise ValueError("the shape is to be chosen first")
             counts = counts_for_budget(geometry, self.mac_reduction, self.shape, self.multiple_of)
         return SearchOptions(
             counts=counts,
@@ -68,10 +71,12 @@ class SlimResult:
     Attributes:
         layers: kept tokens, scores and errors, first layer first.
         model: a dense timm model with the recovered weights; None if nothing was reconstructed.
+        shape: of the counts, as asked for or as chosen; None with a tolerance.
     """
 
     layers: list[Layer]
     model: Vit | None
+    shape: Shape | None
 
 
 def slim_model(
@@ -95,19 +100,22 @@ def slim_model(
         raise InputError(f"--search-images {request.search_images}: must be at least 1")
     looked_at = min(len(images), request.search_images)
     evenly = torch.arange(looked_at) * len(images) // looked_at
+    impact = make_impact(request.impact, request.seed)
     state = Calibration(dense, geometry, images[evenly])
-    options = request.search_options(geometry)
+    shape = _shape(state, impact, request, saved, progress)
+    state.keep = {}
+    options = replace(request, shape=shape or "geometric").search_options(geometry)
 
     def report(layer: int, found: Layer) -> None:
         if progress:
             error = "" if found.error is None else f", error {found.error:.2e}"
             progress(f"layer {layer}: keeps {len(found.keep)} tokens{error}")
 
-    layers = search(state, make_impact(request.impact, request.seed), options, saved, report)
+    layers = search(state, impact, options, saved, report)
     if request.reconstruct == "none":
-        return SlimResult(layers, None)
+        return SlimResult(layers, None, shape)
     if request.reconstruct == "gradient":
-        return SlimResult(layers, state.slim)
+        return SlimResult(layers, state.slim, shape)
     model = copy.deepcopy(dense)
     refit_model(
         Calibration(dense, geometry, images),
@@ -116,4 +124,34 @@ def slim_model(
         request.refit,
         lambda layer: progress(f"layer {layer}: refitted") if progress else None,
     )
-    return SlimResult(layers, model)
+    return SlimResult(layers, model, shape)
+
+
+def steps(geometry: ModelGeometry, request: SlimRequest) -> int:
+    """How many lines of progress `slim_model` gives."""
+    trials = len(TRIED) if request.mac_reduction is not None and request.shape == "auto" else 0
+    refits = geometry.depth if request.reconstruct == "refit" else 0
+    return trials + geometry.depth - 1 + refits
+
+
+def _shape(
+    state: Calibration,
+    impact: Impact,
+    request: SlimRequest,
+    saved: SearchState | None,
+    progress: Callable[[str], None] | None,
+) -> Shape | None:
+    """The shape that is asked for, or the best one; a killed run's choice is taken again."""
+    if request.mac_reduction is None:
+        return None
+    if request.shape != "auto":
+        return request.shape
+    known = saved.recall("shape") if saved else None
+    if known in TRIED:
+        return known
+    refit = None if request.reconstruct == "none" else request.refit
+    trial = Trial(state, impact, refit, request.mac_reduction, request.multiple_of)
+    found = trial.best(progress)
+    if saved:
+        saved.remember("shape", found)
+    return found

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -94,6 +95,17 @@ class SearchState:
             with atomic_path(self._path(layer, f"block-{changed}.safetensors")) as path:
                 save_file(state.slim.blocks[changed].state_dict(), path)
         write_text(self._path(layer, "json"), found.model_dump_json())
+
+    def remember(self, name: str, value: object) -> None:
+        """Keep a small result of this run by name."""
+        if self.folder is not None:
+            write_text(self.folder / f"{name}.json", json.dumps(value))
+
+    def recall(self, name: str) -> Any:
+        """What was remembered by that name; None if nothing was."""
+        if self.folder is None or not (path := self.folder / f"{name}.json").is_file():
+            return None
+        return json.loads(path.read_text())
 
     def clear(self) -> None:
         """Remove the folder: the search is done, or was another."""
@@ -221,6 +233,6 @@ def recovering(layer: int, reconstruct: Reconstruct) -> int | None:
     return {"gradient": layer - 1, "refit": layer, "none": None}[reconstruct]
 
 
-def settings_of(options: SearchOptions, **more: object) -> dict[str, object]:
-    """Everything that decides a search's result, for `SearchState`."""
+def settings_of(options: Any, **more: object) -> dict[str, object]:
+    """Everything that decides a search's result, for `SearchState`; `options` is a dataclass."""
     return {**json.loads(json.dumps(asdict(options))), **more}

@@ -98,7 +98,7 @@ def test_every_estimator_scores_every_token(make_vit: Callable[..., Any], name: 
 
 
 def test_an_unknown_estimator_is_refused() -> None:
-    with pytest.raises(InputError, match="--impact magic: not one of joint, path"):
+    with pytest.raises(InputError, match="--impact magic: not one of cover, joint, path"):
         make_impact("magic")
 
 

@@ -1,0 +1,110 @@
+"""The search of `slim --onnx`: which tokens every layer keeps, and in which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx
+
+from slimdeploy.counts import Shape, ShapeChoice, best_shape, counts_for_budget
+from slimdeploy.forward.anatomy import BlockNames
+from slimdeploy.forward.choices import ForwardImpact
+from slimdeploy.forward.choose import choose_tokens
+from slimdeploy.forward.cut import Cutter
+from slimdeploy.forward.errors import HeadView
+from slimdeploy.forward.refit import refit_graph
+from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.running import Feed, feed_of
+from slimdeploy.forward.store import Array, Store
+from slimdeploy.forward.views import Views
+from slimdeploy.graph import GraphOptions, slim_graph
+from slimdeploy.graph.keep import token_order
+from slimdeploy.schedule import Layer, ModelGeometry
+
+_EVERY = 4
+"""One in so many of the searched images is held out where shapes are compared."""
+
+
+@dataclass
+class Search:
+    """One search over a dense graph.
+
+    Attributes:
+        model: the file's graph; `dense` what `dense_graph` made of it.
+        images: those that are looked at, [n, C, H, W].
+        ridge: how weights are solved for; None leaves them.
+        options: how the graph will be written.
+    """
+
+    model: onnx.ModelProto
+    dense: onnx.ModelProto
+    geometry: ModelGeometry
+    blocks: Sequence[BlockNames]
+    images: Array
+    batch: int
+    store: Store
+    mac_reduction: float
+    multiple_of: int
+    impact: ForwardImpact
+    ridge: RidgeOptions | None
+    options: GraphOptions
+    seed: int
+    source: str
+
+    def run(self, shape: ShapeChoice, tell: Callable[[str], None]) -> tuple[Shape, list[Layer]]:
+        """The shape of the counts, chosen if it is `auto`, and what each layer keeps."""
+        views = Views(
+            self.geometry, Cutter(self.dense), self.blocks, self._feed(self.images), self.store
+        )
+
+        def told(layer: int) -> None:
+            tell(f"layer {layer}: keeps {len(views.keep[layer])} tokens")
+
+        try:
+            if shape == "auto":
+                shape = best_shape(lambda tried: self._error(views, tried), tell)
+            return shape, self._choose(views, shape, told)
+        finally:
+            self.store.release(*views.streams.values())
+
+    def _choose(
+        self, views: Views, shape: Shape, told: Callable[[int], None] | None = None
+    ) -> list[Layer]:
+        counts = counts_for_budget(self.geometry, self.mac_reduction, shape, self.multiple_of)
+        views.keep = {}
+        return choose_tokens(views, self.impact, counts, self.seed, told)
+
+    def _error(self, views: Views, shape: Shape) -> float:
+        """How far what the head reads is from the dense graph's, on images held out."""
+        keep = [list(layer.keep) for layer in self._choose(views, shape)]
+        slim = slim_graph(self.model, keep, self.options, source=self.source).model
+        ids = in_order(slim, keep, self.geometry.tokens)
+        fit, seen = self._feeds
+        if self.ridge is not None:
+            reads = self.geometry.head_reads
+            refit_graph(self.dense, slim, self.blocks, ids, reads, fit, self.store, self.ridge)
+        return HeadView.of(slim, self.blocks, seen).against(self._wanted, ids[-1]).head_input
+
+    @cached_property
+    def _feeds(self) -> tuple[Feed, Feed]:
+        held = np.arange(len(self.images)) % _EVERY == _EVERY - 1
+        if not held.any():
+            return self._feed(self.images), self._feed(self.images)
+        return self._feed(self.images[~held]), self._feed(self.images[held])
+
+    @cached_property
+    def _wanted(self) -> HeadView:
+        return HeadView.of(self.dense, self.blocks, self._feeds[1])
+
+    def _feed(self, images: Array) -> Feed:
+        return feed_of(self.dense, images, self.batch)
+
+
+def in_order(slim: onnx.ModelProto, keep: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """Per block the kept ids in the order in which the slim graph holds them."""
+    order = token_order(slim, keep, tokens)
+    kept = [set(ids) for ids in keep]
+    return [[i for i in order if i in ids] for ids in kept]

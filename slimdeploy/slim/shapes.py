@@ -1,0 +1,71 @@
+"""Which shape of counts suits a model: each is tried, refitted, and measured on held-out images.
+
+What a layer can do without depends on the model, on the budget and on what the refit gives back; no
+fixed pyramid is best for all. A trial costs one choice of tokens and one refit, on the images that
+the search looks at: three quarters of them fit, the others measure.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from slimdeploy.counts import Shape, best_shape, counts_for_budget
+from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.impact import Impact
+from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.refit import RefitOptions, refit_model
+from slimdeploy.slim.search import top_up
+
+_EVERY = 4
+"""One in so many images is held out."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Slims a model by a shape of counts, and measures.
+
+    Attributes:
+        state: the images that the search looks at; its `keep` is filled in.
+        impact: ranks the tokens.
+        refit: how weights are solved for; None leaves them.
+    """
+
+    state: Calibration
+    impact: Impact
+    refit: RefitOptions | None
+    mac_reduction: float
+    multiple_of: int = 1
+
+    def best(self, progress: Callable[[str], None] | None = None) -> Shape:
+        """The shape with the least error."""
+        dense, geometry, images = self.state.dense, self.state.geometry, self.state.images
+        held = torch.arange(len(images)) % _EVERY == _EVERY - 1
+        fit, seen = (images[~held], images[held]) if held.any() else (images, images)
+        fitted, reads = Calibration(dense, geometry, fit), list(geometry.head_reads)
+        with torch.no_grad():
+            wanted = torch.cat([dense.forward_features(x)[:, reads] for x in seen.split(16)])
+
+        def error(shape: Shape) -> float:
+            keep = self._choose(shape)
+            model = dense if self.refit is None else copy.deepcopy(dense)
+            if self.refit is not None:
+                refit_model(fitted, model, keep, self.refit)
+            slim = SlimVit(model, keep).eval()
+            with torch.no_grad():
+                found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
+            return float((found - wanted).square().sum() / wanted.square().sum())
+
+        return best_shape(error, progress)
+
+    def _choose(self, shape: Shape) -> list[list[int]]:
+        state, geometry = self.state, self.state.geometry
+        counts = counts_for_budget(geometry, self.mac_reduction, shape, self.multiple_of)
+        state.keep = {state.depth: list(geometry.head_reads)}
+        for layer in range(state.depth - 1, 0, -1):
+            floor = sorted({*state.keep[layer + 1], *state.protected})
+            state.keep[layer] = top_up(self.impact.scores(state, layer), floor, counts[layer - 1])
+        return [state.keep[layer] for layer in range(1, state.depth + 1)]

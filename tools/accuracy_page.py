@@ -1,0 +1,87 @@
+"""The committed page of accuracy: from the records of `tools.accuracy_table` to Markdown."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+STAGES = {
+    "dense_weights": "dense weights",
+    "refit": "after refit",
+    "finetuned": "after fine-tuning",
+}
+Row = dict[str, Any]
+
+HEADER = """# What slimming costs in accuracy
+
+Top-1 on test images, and in brackets the difference to the dense model in points with its 95 %
+interval (paired bootstrap over images, mean over seeds). "dense weights": the search only. "after
+refit": search and closed-form refit on 192 unlabelled training images, no labels and no training.
+"after fine-tuning": a short distillation behind it. Each seed draws other calibration images.
+MACs saved are those of the kept counts, at least the budget's. Nothing was chosen by the test
+images. Each row was made by
+
+    python -m tools.accuracy_table run --study S --mac-reduction R --impact I --shape C --seed N
+"""
+
+
+def page(records: dict[str, dict[str, Any]]) -> str:
+    """The whole page."""
+    parts = [HEADER]
+    for name, record in records.items():
+        rows = record["rows"]
+        dense = {(r["refit"]["n"], r["refit"]["dense_top1"]) for r in rows if "refit" in r}
+        shown = "; ".join(
+            f"dense top-1 {100 * top1:.2f} % on {n} images" for n, top1 in sorted(dense)
+        )
+        parts += [
+            f"## {record['study']}",
+            "",
+            f"`--study {name}`; {shown}; computed in {record['computed_in']}.",
+            "",
+        ]
+        for budget in sorted({r["mac_reduction"] for r in rows}):
+            parts += [
+                f"### {budget:.0%} fewer MACs",
+                "",
+                *table([r for r in rows if r["mac_reduction"] == budget]),
+                "",
+            ]
+    return "\n".join(parts)
+
+
+def table(rows: list[Row]) -> list[str]:
+    """One line an estimator and shape, best after the refit first."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["impact"], row.get("shape", "geometric")].append(row)
+    lines = [
+        "| impact | counts | seeds | "
+        + " | ".join(STAGES.values())
+        + " | agreement | search and refit, CPU s |",
+        "|---|---|---|" + "---|" * len(STAGES) + "---|---|",
+    ]
+    order = sorted(groups, key=lambda g: -_mean(groups[g], "refit", "top1"))
+    for group in order:
+        found = groups[group]
+        seeds = ", ".join(str(r["seed"]) for r in found)
+        cells = [*group, seeds, *(_cell(found, stage) for stage in STAGES)]
+        agreement = 100 * _mean(found, "refit", "agreement")
+        seconds = sum(r["cpu_seconds"] for r in found) / len(found)
+        lines.append("| " + " | ".join([*cells, f"{agreement:.2f} %", f"{seconds:.0f}"]) + " |")
+    return lines
+
+
+def _mean(rows: list[Row], stage: str, field: str) -> float:
+    return sum(r[stage][field] for r in rows) / len(rows)
+
+
+def _cell(rows: list[Row], stage: str) -> str:
+    rows = [r for r in rows if stage in r]
+    if not rows:
+        return "-"
+    top1, gap, low, high = (
+        100 * _mean(rows, stage, k) for k in ("top1", "difference", "low", "high")
+    )
+    few = f", {len(rows)} seeds" if len(rows) > 1 else ""
+    return f"{top1:.2f} % ({gap:+.2f}; {low:+.2f} to {high:+.2f}{few})"

@@ -1,0 +1,258 @@
+"""What slimming costs in accuracy, by data set, budget and estimator, at equal MACs.
+
+    python -m tools.accuracy_table run --study fashion_mnist --mac-reduction 0.46 --impact cover
+    python -m tools.accuracy_table run ... --stages finetuned   # adds that stage to the row
+    python -m tools.accuracy_table render                    # docs/bench/accuracy/*.json -> .md
+
+A row is one search (its seed draws the calibration images too), judged on test images with the
+dense model's weights, after the refit, and after fine-tuning if asked for. Schedules and weights
+stay in `build/accuracy/`, so that a killed run goes on; each judged stage is committed to the JSON
+file at once. The test split is looked at here only; nothing is chosen by it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from cyclopts import App, Parameter
+from numpy.typing import NDArray
+
+from slimdeploy import __version__
+from slimdeploy.cli.common import load_arrays
+from slimdeploy.console import note
+from slimdeploy.counts import Shape
+from slimdeploy.files import write_text
+from slimdeploy.images import ImageFolder
+from slimdeploy.macs import mac_reduction as macs_saved
+from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.schedule import KeepSchedule, Provenance
+from slimdeploy.slim.accuracy import torch_logits
+from slimdeploy.slim.checkpoint import save_weights
+from slimdeploy.slim.choices import ImpactName
+from slimdeploy.slim.finetune import Finetuner
+from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.options import AmpDtype, FinetuneOptions
+from slimdeploy.slim.pipeline import SlimRequest, slim_model
+from slimdeploy.slim.timm_models import describe, load_model
+
+app = App(help="What slimming costs in accuracy, at equal MACs.")
+RECORDS = Path("docs/bench/accuracy")
+WORK = Path("build/accuracy")
+Stage = Literal["dense_weights", "refit", "finetuned"]
+_FREE: list[Stage] = ["refit", "dense_weights"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A dense model on a data set, and how its slim models are fine-tuned."""
+
+    title: str
+    model: str
+    checkpoint: Path
+    data: Path
+    img_size: int
+    finetune: FinetuneOptions
+    kwargs: dict[str, int] = field(default_factory=dict)
+
+
+STUDIES = {
+    "fashion_mnist": Study(
+        "Fashion-MNIST, DINOv2 ViT-S/14 at 196 x 196 (196 + 1 tokens)",
+        "vit_small_patch14_dinov2",
+        Path("build/fm/dense.safetensors"),
+        Path("build/fashion_mnist"),
+        196,
+        FinetuneOptions(
+            epochs=1, max_steps=160, batch_size=64, lr=1e-4, layer_decay=0.9, warmup_epochs=0.02,
+            min_scale=0.85, color_jitter=0.0, amp_dtype="bfloat16", ema_decay=0.98,
+        ),
+        {"img_size": 196},
+    ),
+    "elpv_vit_small": Study(
+        "ELPV solar cells, DINOv2 ViT-S/14 at 224 x 224 (256 + 1 tokens)",
+        "vit_small_patch14_dinov2",
+        Path("build/elpv_vit_small/dense.safetensors"),
+        Path("build/elpv"),
+        224,
+        FinetuneOptions(
+            epochs=2, batch_size=32, lr=1e-4, layer_decay=0.9, warmup_epochs=0.2, vflip=0.5,
+            min_scale=0.9, color_jitter=0.1, amp_dtype="bfloat16",
+        ),
+        {"img_size": 224},
+    ),
+    "elpv_vit_tiny": Study(
+        "ELPV solar cells, ViT-Ti/16 of `models/elpv_vit_tiny` (196 + 1 tokens)",
+        "vit_tiny_patch16_224",
+        Path("models/elpv_vit_tiny/model.safetensors"),
+        Path("build/elpv"),
+        224,
+        FinetuneOptions(
+            epochs=2, batch_size=32, lr=1e-4, relative_lr=True, warmup_epochs=0.3, smoothing=0.05,
+            vflip=0.5, min_scale=0.9, color_jitter=0.1, amp_dtype="bfloat16",
+        ),
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """A study at work: its dense model, its test images, and what the dense model says of them."""
+
+    name: str
+    study: Study
+    test_images: int
+    amp: AmpDtype
+
+    def __post_init__(self) -> None:
+        study = self.study
+        self.model, self.preprocessing = load_model(study.model, study.checkpoint, study.kwargs)
+        self.geometry = describe(self.model, study.model, study.kwargs)
+        test = ImageFolder.open(study.data, "test")
+        self.test = test.sample(min(self.test_images, len(test)), seed=0)
+        self.labels = np.array(self.test.labels)
+        self.dense = self.predictions(self.model, f"dense-{len(self.test)}-{self.amp}")
+
+    def predictions(self, model: Any, name: str) -> NDArray[np.int64]:
+        """Predicted classes of the test images, [n]; kept by name."""
+        kept = WORK / self.name / f"{name}.npy"
+        if kept.is_file():
+            return np.asarray(np.load(kept))
+        found = [
+            torch_logits(model, batch.images, batch_size=64, amp_dtype=self.amp).argmax(1)
+            for batch in self.test.batches(self.preprocessing, 64)
+        ]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.save(kept, np.concatenate(found))
+        return np.concatenate(found)
+
+    def judge(self, weights: Any, keep: list[list[int]], name: str) -> dict[str, Any]:
+        """Top-1, its paired difference to dense with a 95 % interval, and agreement."""
+        kept = f"{name}-{len(self.test)}-{self.amp}"
+        found = self.predictions(SlimVit(weights, keep).eval(), kept)
+        right, dense = found == self.labels, self.dense == self.labels
+        gain = right.astype(np.float64) - dense
+        interval = bootstrap_interval(gain, lambda rows: float(rows.mean()), seed=0)
+        return {
+            "n": len(gain),
+            "dense_top1": float(dense.mean()),
+            "top1": float(right.mean()),
+            "difference": float(gain.mean()),
+            "low": interval.low,
+            "high": interval.high,
+            "agreement": float((found == self.dense).mean()),
+        }
+
+
+@app.command
+def run(
+    *,
+    study: str,
+    mac_reduction: float,
+    impact: ImpactName,
+    shape: Shape = "geometric",
+    seed: int = 0,
+    images: int = 192,
+    test_images: int = 10000,
+    stages: Annotated[list[Stage], Parameter(consume_multiple=True)] = _FREE,
+    amp_dtype: AmpDtype = "bfloat16",
+) -> None:
+    """Measure one row, or what of it is not yet measured."""
+    bench = Bench(study, STUDIES[study], test_images, amp_dtype)
+    name = f"{impact}-{shape}-{round(100 * mac_reduction)}-{seed}"
+    request = SlimRequest(mac_reduction=mac_reduction, impact=impact, shape=shape, seed=seed)
+    schedule, seconds = _searched(bench, name, request, images)
+    keep = [list(layer.keep) for layer in schedule.layers]
+    key = {"mac_reduction": mac_reduction, "impact": impact, "shape": shape, "seed": seed}
+    about = {"macs_saved": macs_saved(bench.geometry, schedule.counts), "images": images, **seconds}
+    weights = WORK / study / f"{name}.safetensors"
+    refit, _ = load_model(bench.study.model, weights, bench.study.kwargs)
+    for stage in stages:
+        model = bench.model if stage == "dense_weights" else refit
+        if stage == "finetuned":
+            tuned = WORK / study / f"{name}-tuned.safetensors"
+            if not tuned.is_file():
+                _finetuned(bench, schedule, refit, seed, tuned)
+            model, _ = load_model(bench.study.model, tuned, bench.study.kwargs)
+        judged = bench.judge(model, keep, f"{name}-{stage}")
+        record(study, key, {**about, stage: judged}, amp_dtype)
+
+
+def _searched(
+    bench: Bench, name: str, request: SlimRequest, images: int
+) -> tuple[KeepSchedule, dict[str, float]]:
+    """The row's schedule, with refitted weights beside it, and how long both took."""
+    path = WORK / bench.name / f"{name}.json"
+    spent = path.with_suffix(".seconds")
+    if path.is_file() and spent.is_file():
+        return KeepSchedule.read(path), json.loads(spent.read_text())
+    folder = ImageFolder.open(bench.study.data, "train").sample(images, request.seed)
+    arrays = torch.from_numpy(load_arrays(folder, bench.preprocessing))
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = slim_model(bench.model, bench.geometry, arrays, request, progress=note)
+    seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    schedule = KeepSchedule(
+        model=bench.geometry,
+        preprocessing=bench.preprocessing,
+        layers=tuple(found.layers),
+        provenance=Provenance(slimdeploy=__version__),
+    )
+    assert found.model is not None
+    save_weights(
+        found.model,
+        path.with_suffix(".safetensors"),
+        name=bench.study.model,
+        preprocessing=bench.preprocessing,
+    )
+    schedule.write(path)
+    write_text(spent, json.dumps(seconds))
+    return schedule, seconds
+
+
+def _finetuned(
+    bench: Bench,
+    schedule: KeepSchedule,
+    start: Any,
+    seed: int,
+    path: Path,
+) -> None:
+    data = ImageFolder.open(bench.study.data, "train")
+    seeded = replace(bench.study.finetune, seed=seed)
+    state = path.with_suffix(".state")
+    runner = Finetuner(
+        bench.model, start, schedule, data, bench.preprocessing, seeded, state_path=state
+    )
+    save_weights(runner.run(), path, name=bench.study.model, preprocessing=bench.preprocessing)
+    runner.finished()
+
+
+def record(study: str, key: dict[str, Any], found: dict[str, Any], amp: AmpDtype) -> None:
+    """Add what was measured to the study's JSON file."""
+    path = RECORDS / f"{study}.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    row = next((r for r in rows if all(r[k] == v for k, v in key.items())), None)
+    if row is None:
+        rows.append(row := dict(key))
+    row.update(found)
+    rows.sort(key=lambda r: (r["mac_reduction"], r["impact"], r["shape"], r["seed"]))
+    text = json.dumps({"study": STUDIES[study].title, "computed_in": amp, "rows": rows}, indent=1)
+    write_text(path, text + "\n")
+    note(json.dumps(found))
+
+
+@app.command
+def render() -> None:
+    """Write the Markdown table from all records."""
+    from tools.accuracy_page import page
+
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
+    write_text(RECORDS.with_suffix(".md"), page(records))
+
+
+if __name__ == "__main__":
+    app()
