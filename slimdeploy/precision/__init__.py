@@ -13,8 +13,10 @@ Code map:
     insert_qdq      QuantizeLinear and DequantizeLinear: the pass
     unfold_patches  a patch embedding as a matrix product, for runtimes that quantise those
     smooth          outliers moved from activations into weights, without changing the result
+    emulate         bfloat16 for a runtime that has none: the same rounding
     state           what a graph's precision is, as read back from it
     calibration     representative images: an .npz file or a folder
     observe         run a graph and look at its tensors; overflow looks for what float16 cannot hold
-    ranges          what was found, in a file bound to the model; thresholds decides where to clip
+    ranges          what was found, in a file bound to the model (records: its parts)
+    thresholds      where to clip
 """

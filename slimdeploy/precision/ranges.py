@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from slimdeploy import __version__
 from slimdeploy.errors import InputError
@@ -18,52 +18,19 @@ from slimdeploy.graph.work import Work
 from slimdeploy.measure.onnx_file import external_files, load_structure
 from slimdeploy.precision.calibration import Calibration
 from slimdeploy.precision.observe import Progress, observe
+from slimdeploy.precision.records import ImageSet, ModelFile, Record, TensorRange
 from slimdeploy.precision.thresholds import Histogram, Method, threshold
 from slimdeploy.preprocessing import first_problem
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelFile(_Record):
-    """The file whose tensors these are: its name, and a hash of it and of weights beside it."""
-
-    name: str
-    sha256: Sha256
-
-
-class ImageSet(_Record):
-    """The images that were run: see `slimdeploy.precision.calibration.Described`."""
-
-    source: str
-    count: int = Field(ge=1)
-    sha256: Sha256
-
-
-class TensorRange(_Record):
-    """Of one tensor: the least and largest value seen, where to clip, and what that cuts off.
-
-    Attributes:
-        threshold: absolute values beyond it are clipped.
-        clipped: the share of values that are.
-    """
-
-    lowest: float
-    highest: float
-    threshold: float = Field(ge=0)
-    clipped: float = Field(ge=0, le=1)
-
-
-class Ranges(_Record):
+class Ranges(Record):
     """See the module. Tensors go by their names in the ONNX file.
 
     Attributes:
         smooth: the exponent by which outliers were moved into weights before the ranges were
             taken; 0 where none were. `x.smoothed` is x after that.
-        channels: the largest absolute value of each channel, which the smoothing goes by.
+        channels: of tensors that were smoothed: the largest absolute value of each channel (last
+            axis) before.
     """
 
     format: Literal[1] = 1
@@ -74,7 +41,7 @@ class Ranges(_Record):
     percentile: float | None = None
     images: ImageSet
     smooth: float = Field(default=0.0, ge=0, le=1)
-    channels: dict[str, list[float]] = {}
+    channels: dict[str, list[float]] = Field(default_factory=dict)
     tensors: dict[str, TensorRange]
 
     @classmethod
@@ -155,6 +122,7 @@ def channel_maxima(
     for name, array in observe(work, names, images, progress):
         largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
         found[name] = np.maximum(found.get(name, 0), largest)
+    # Four digits are plenty to scale by, and readable.
     return {name: [float(f"{x:.4g}") for x in values] for name, values in found.items()}
 
 

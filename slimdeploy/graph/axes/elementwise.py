@@ -43,6 +43,18 @@ def normalization(op: Op) -> Relation:
     return Relation(_same_shape_links(op, normalised, "it normalises over that axis"))
 
 
+def quantization(op: Op) -> Relation:
+    """QuantizeLinear and DequantizeLinear: every axis passes, but one with a scale for each place.
+
+    The places of such an axis, and blocks of places, must not be parted from their scales.
+    """
+    scale = op.inputs[1]
+    along = {op.axis(1, len(op.inputs[0]))} if len(scale) == 1 and scale[0] != 1 else set()
+    if len(scale) > 1:
+        along = set(range(len(op.inputs[0])))
+    return Relation(_same_shape_links(op, along, "each place on that axis has its own scale"))
+
+
 def _same_shape_links(op: Op, mixed: set[int], why: str) -> tuple[Link, ...]:
     return tuple(
         Link(Port(index, axis), Port(0, axis), mixes=why if axis in mixed else None)
@@ -55,5 +67,6 @@ def _same_shape_links(op: Op, mixed: set[int], why: str) -> tuple[Link, ...]:
 RULES = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantization),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), normalization),
 }
