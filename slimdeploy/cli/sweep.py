@@ -13,7 +13,7 @@ from slimdeploy.cli.common import command_line, open_images, show
 from slimdeploy.cli.slim_flags import FileFlags, refuse
 from slimdeploy.cli.sweep_plan import Calibration, Timing, listed, open_folder, points_of
 from slimdeploy.console import note
-from slimdeploy.counts import Shape
+from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import GateError, InputError, requires
 from slimdeploy.files import check_writable, write_text
 from slimdeploy.measure.sweep import DropBy
@@ -39,7 +39,7 @@ def sweep(
     seeds: str = "0",
     split: str | None = None,
     calibration_split: str | None = None,
-    shape: Shape = "geometric",
+    shape: ShapeChoice = "auto",
     multiple_of: int = 1,
     reconstruct: Reconstruct = "refit",
     images: int = 192,
@@ -75,7 +75,7 @@ def sweep(
         seeds: of the draw of calibration images and all else, with commas.
         split: split of the data that judges (test if there is one).
         calibration_split: split that the search looks at, labels unread (train if there is one).
-        shape: how a budget's token counts fall over the layers.
+        shape: how a budget's token counts fall over the layers; auto chooses for each point.
         multiple_of: round token counts to a multiple, as 8 or 16.
         reconstruct: how the rest recovers, as in `slim`.
         images: calibration images to draw for each seed.

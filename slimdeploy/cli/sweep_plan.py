@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from slimdeploy.counts import Shape
+from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable, read_bytes, write_text
 from slimdeploy.slim.choices import Reconstruct
@@ -41,7 +41,7 @@ class Calibration:
 
     data_dir: Path
     split: str | None
-    shape: Shape
+    shape: ShapeChoice
     multiple_of: int
     reconstruct: Reconstruct
     images: int

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from slimdeploy.cli.export_stage import Stage
 from slimdeploy.cli.sweep_plan import Calibration, Point
-from slimdeploy.counts import counts_for_budget
+from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, ModelGeometry
@@ -81,9 +81,11 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
         InputError: for a budget that no counts reach, or an impact that is not to be had.
     """
     shared = source.calibration
+    # Any of the shapes that `auto` tries can save what geometric counts can.
+    shape: Shape = "geometric" if shared.shape == "auto" else shared.shape
     for point in points:
         source.check_impact(point.impact)
-        counts_for_budget(source.geometry, point.wanted, shared.shape, shared.multiple_of)
+        counts_for_budget(source.geometry, point.wanted, shape, shared.multiple_of)
 
 
 def export_stage(schedule: Path | None, options: GraphOptions) -> Stage:
