@@ -14,6 +14,8 @@ from slimdeploy.schedule import ModelGeometry
 from slimdeploy.slim.model import embed, rows_among, slim_block
 from slimdeploy.slim.types import Vit
 
+_MAP_BYTES = 256 << 20
+
 
 @dataclass
 class Calibration:
@@ -26,19 +28,22 @@ class Calibration:
         dense: the model with its original weights, in eval mode; never changed.
         slim: its copy, whose blocks reconstruction may change.
         images: preprocessed images, [n, C, H, W].
+        batch_size: images run at once (default: 16, fewer where attention maps are large).
+        cache_bytes: memory that dense streams may take.
         keep: global ids kept by the layers from `L` down to the one last decided.
     """
 
     dense: Vit
     geometry: ModelGeometry
     images: Tensor
-    batch_size: int = 16
+    batch_size: int = 0
     cache_bytes: int = 2 << 30
     keep: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slim: Any = copy.deepcopy(self.dense).eval()
         self.depth, self.tokens = self.geometry.depth, self.geometry.tokens
+        self.batch_size = self.batch_size or fitting_batch(self.geometry.heads, self.tokens)
         self._cache: list[list[Tensor]] | None = None
 
     def batches(self) -> Iterator[Tensor]:
@@ -84,3 +89,8 @@ class Calibration:
     def protected(self) -> list[int]:
         """Tokens that no layer but the last drops: the prefix, few and read by all others."""
         return list(range(len(self.geometry.prefix)))
+
+
+def fitting_batch(heads: int, tokens: int) -> int:
+    """Images a batch, at most 16, whose maps of one layer fit into `_MAP_BYTES` in float64."""
+    return max(1, min(16, _MAP_BYTES // (8 * heads * tokens**2)))

@@ -1,0 +1,64 @@
+"""What a search holds in memory does not grow with layers times tokens squared."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from slimdeploy.slim.calibration import Calibration, fitting_batch
+from slimdeploy.slim.choices import ImpactName
+from slimdeploy.slim.impact import make_impact
+from slimdeploy.slim.timm_models import describe
+
+TOKENS, HEADS, IMAGES = 577, 3, 4
+STREAM = 4 * IMAGES * TOKENS * 48
+"""Bytes of the residual stream."""
+MAPS = 4 * IMAGES * HEADS * TOKENS**2
+"""Bytes of one layer's attention maps, float32."""
+
+
+def growth(run: Callable[[], object]) -> int:
+    """By how many bytes a fresh process's peak of memory grows while it runs something."""
+    said = mmap.mmap(-1, 8)
+    if (child := os.fork()) == 0:
+        torch.set_num_threads(1)
+        # glibc: large tensors apart from the heap, whose holes would count as growth.
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run()
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        said[:8] = (1024 * (after - before)).to_bytes(8, "little")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return int.from_bytes(said[:8], "little")
+
+
+@pytest.mark.parametrize("impact", ["joint", "path"])
+def test_memory_does_not_hold_every_layers_maps(
+    make_vit: Callable[..., Any], impact: ImpactName
+) -> None:
+    grown = {}
+    for depth in (4, 12):
+        model = make_vit(depth=depth, img_size=384, num_heads=HEADS)
+        images = torch.randn(IMAGES, 3, 384, 384, generator=torch.Generator().manual_seed(0))
+        state = Calibration(model, describe(model, "small"), images)
+        state.keep = {layer: list(range(TOKENS)) for layer in range(2, depth)} | {depth: [0]}
+        list(state.streams(1))  # the cache of streams is in proportion to tokens, and known
+        grown[depth] = growth(lambda: make_impact(impact).scores(state, 1))  # noqa: B023
+    # A gradient needs some activations of each layer, in proportion to tokens.
+    allowed = 8 * 16 * STREAM
+    assert grown[12] - grown[4] < allowed < 0.5 * 8 * MAPS
+
+
+def test_batches_shrink_where_maps_are_large() -> None:
+    assert fitting_batch(6, 197) == 16
+    assert fitting_batch(6, 577) == 16
+    assert fitting_batch(6, 1370) == 2
+    assert fitting_batch(16, 5000) == 1
