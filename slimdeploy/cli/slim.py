@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,19 +129,13 @@ def slim(
     weights = output_checkpoint or schedule_path.with_suffix(".safetensors")
     check_writable(schedule_path, checkpoint)
     check_writable(weights, checkpoint, schedule_path)
+    make: Callable[..., KeepSchedule] = partial(search_schedule, request)
     if dynamic is not None:
         from slimdeploy.cli.slim_dynamic import dynamic_request, dynamic_schedule
 
-        wanted_dynamic = dynamic_request(dynamic, request, impact, step)
-        sample = draw_images(data_dir, split, images, seed)
-        schedule = dynamic_schedule(
-            wanted_dynamic, str(model), checkpoint, kwargs, sample, seed, schedule_path, weights
-        )
-    else:
-        sample = draw_images(data_dir, split, images, seed)
-        schedule = search_schedule(
-            request, str(model), checkpoint, kwargs, sample, schedule_path, weights
-        )
+        make = partial(dynamic_schedule, dynamic_request(dynamic, request, impact, step), seed)
+    sample = draw_images(data_dir, split, images, seed)
+    schedule = make(str(model), checkpoint, kwargs, sample, schedule_path, weights)
     result = {"schedule": str(schedule_path), **summary(schedule)}
     show(result, summary_table(schedule), json)
 

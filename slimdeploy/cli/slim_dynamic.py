@@ -28,51 +28,50 @@ def dynamic_request(
         InputError: for flags of the search, which has nothing to do here, or no budget.
     """
     from slimdeploy.slim.dynamic import DynamicRequest
-    from slimdeploy.slim.pipeline import SlimRequest
 
-    looked_at = request.search_images
     refuse(
         "--dynamic, which searches no positions", impact=impact, tolerance=request.tolerance,
-        step=step, search_images=None if looked_at == SlimRequest.search_images else looked_at,
+        step=step,
     )  # fmt: skip
     if request.reconstruct == "gradient":
         raise InputError("--reconstruct gradient: does not go with --dynamic; use refit or none")
     if request.mac_reduction is None:
         raise InputError("--dynamic: give a budget with --mac-reduction, as 0.46")
     refit = request.refit if request.reconstruct == "refit" else None
-    shape = "geometric" if request.shape == "auto" else request.shape
-    return DynamicRequest(scorer, request.mac_reduction, shape, request.multiple_of, refit)
+    return DynamicRequest(
+        scorer, request.mac_reduction, request.shape, request.multiple_of, refit,
+        request.search_images,
+    )  # fmt: skip
 
 
 def dynamic_schedule(
     request: DynamicRequest,
+    seed: int,
     model_name: str,
     checkpoint: Path | None,
     kwargs: dict[str, int],
     sample: ImageFolder,
-    seed: int,
     output: Path,
     weights: Path,
 ) -> KeepSchedule:
     """Make the scorers, refit, and write schedule and weights.
 
     Args:
-        kwargs: for `timm.create_model`.
         seed: by which the images were drawn.
+        kwargs: for `timm.create_model`.
         output: the schedule's file; `weights`, the refitted weights', lies beside it.
     """
     import torch
 
     from slimdeploy.slim.checkpoint import save_weights
-    from slimdeploy.slim.dynamic import dynamic_model
+    from slimdeploy.slim.dynamic import dynamic_model, dynamic_steps
     from slimdeploy.slim.timm_models import describe, load_model
 
     model, preprocessing = load_model(model_name, checkpoint, kwargs)
     geometry = describe(model, model_name, kwargs)
     images = torch.from_numpy(load_arrays(sample, preprocessing))
-    steps = (request.scorer == "predictor") + geometry.depth * (request.refit is not None)
     with progress_bar() as progress:
-        bar = progress.add_task("slimming", total=steps)
+        bar = progress.add_task("slimming", total=dynamic_steps(geometry, request))
 
         def report(line: str) -> None:
             progress.advance(bar)
@@ -92,7 +91,7 @@ def dynamic_schedule(
             slimdeploy=__version__,
             command=command_line(),
             seed=seed,
-            shape=request.shape,
+            shape=made.shape,
             mac_reduction=request.mac_reduction,
             reconstruct="none" if request.refit is None else "refit",
             images=len(sample),

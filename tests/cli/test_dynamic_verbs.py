@@ -35,7 +35,7 @@ def test_slim_export_verify_finetune_evaluate(
     model = ["--model", "test_vit", "--checkpoint", checkpoint]
     found = run(
         capsys, "slim", *model, *data, "--mac-reduction", 0.46, "--dynamic", "predictor",
-        "--images", 8, "--output", sched,
+        "--shape", "geometric", "--images", 8, "--output", sched,
     )  # fmt: skip
     assert found["mac_reduction"] >= 0.46
     assert run(capsys, "inspect", sched)["dynamic"] == "predictor"
@@ -138,7 +138,6 @@ def test_select_is_refused(
     [
         (["--tolerance", 0.1], "--tolerance: does not go with --dynamic"),
         (["--impact", "path", "--mac-reduction", 0.4], "--impact: does not go with --dynamic"),
-        (["--search-images", 9, "--mac-reduction", 0.4], "--search-images: does not go with"),
         (["--reconstruct", "gradient", "--mac-reduction", 0.4], "--reconstruct gradient: does not"),
         ([], "--dynamic: give a budget with --mac-reduction"),
         (["--mac-reduction", 1.5], "--mac-reduction 1.5: must be at least 0 and below 1"),

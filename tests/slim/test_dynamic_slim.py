@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimdeploy.counts import TRIED
 from slimdeploy.dynamic import Dynamic, Scorer, choosing_layers
 from slimdeploy.errors import InputError
 from slimdeploy.macs import dense_macs, model_macs, schedule_macs
@@ -23,10 +24,12 @@ from slimdeploy.slim.dynamic import (
     DynamicVit,
     choose_rows,
     dynamic_model,
+    dynamic_steps,
     fit_predictor,
     patch_scores,
     slim_of,
 )
+from slimdeploy.slim.dynamic.pipeline import dynamic_counts
 from slimdeploy.slim.dynamic.predictor import _pairs
 from slimdeploy.slim.dynamic.scores import keys
 from slimdeploy.slim.model import SlimVit, attention_map, embed, queries_keys_values
@@ -136,7 +139,7 @@ def test_the_refit_brings_unseen_images_closer(
     dense, unseen = make_vit(), pictures(32, 1)
     before = copy.deepcopy(dense.state_dict())
     made = dynamic_model(
-        dense, describe(dense, "small"), pictures(64, 0), DynamicRequest(scorer, 0.4)
+        dense, describe(dense, "small"), pictures(64, 0), DynamicRequest(scorer, 0.4, "geometric")
     )
     counts = [len(layer.keep) for layer in made.layers]
 
@@ -153,7 +156,7 @@ def test_the_refit_brings_unseen_images_closer(
 
 def test_layers_say_how_often_a_patch_is_kept(make_vit: Callable[..., Any]) -> None:
     model = make_vit()
-    request = DynamicRequest("token-norm", 0.4, refit=None)
+    request = DynamicRequest("token-norm", 0.4, "geometric", refit=None)
     made = dynamic_model(model, describe(model, "small"), pictures(16, 0), request)
     assert made.model is None
     for layer in made.layers:
@@ -168,7 +171,7 @@ def test_the_budget_holds_with_the_scorer_in_it(make_vit: Callable[..., Any]) ->
     model = make_vit()
     geometry = describe(model, "small")
     made = dynamic_model(
-        model, geometry, pictures(16, 0), DynamicRequest("predictor", 0.4, refit=None)
+        model, geometry, pictures(16, 0), DynamicRequest("predictor", 0.4, "geometric", refit=None)
     )
     sched = KeepSchedule(
         model=geometry,
@@ -182,6 +185,18 @@ def test_the_budget_holds_with_the_scorer_in_it(make_vit: Callable[..., Any]) ->
     keyed = [17, *sched.counts[:-1]]
     chosen = choosing_layers(sched.counts, 17, 1)
     assert macs.total - without == sum(k * 48 for k, c in zip(keyed, chosen, strict=True) if c)
+
+
+def test_of_the_shapes_the_closest_is_taken(make_vit: Callable[..., Any]) -> None:
+    model, lines = make_vit(), []
+    geometry, request = describe(model, "small"), DynamicRequest("predictor", 0.4)
+    made = dynamic_model(model, geometry, pictures(16, 0), request, lines.append)
+    errors = {line.split()[0]: float(line.split()[-1]) for line in lines if "held-out" in line}
+    assert set(errors) == set(TRIED)
+    assert made.shape == min(TRIED, key=errors.__getitem__)
+    assert len(lines) == dynamic_steps(geometry, request)
+    wanted = dynamic_counts(geometry, request, made.shape)
+    assert [len(layer.keep) for layer in made.layers] == wanted
 
 
 def keep_of(counts: list[int]) -> list[list[int]]:

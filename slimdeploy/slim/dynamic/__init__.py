@@ -1,7 +1,7 @@
 """Per-image choice of patches in static numbers (the paper's DPS); off unless asked for."""
 
 from slimdeploy.slim.dynamic.model import DynamicVit, slim_of
-from slimdeploy.slim.dynamic.pipeline import DynamicRequest, dynamic_model
+from slimdeploy.slim.dynamic.pipeline import DynamicRequest, dynamic_model, dynamic_steps
 from slimdeploy.slim.dynamic.predictor import fit_predictor
 from slimdeploy.slim.dynamic.refit import refit_dynamic
 from slimdeploy.slim.dynamic.replay import replay
@@ -12,6 +12,7 @@ __all__ = [
     "DynamicVit",
     "choose_rows",
     "dynamic_model",
+    "dynamic_steps",
     "fit_predictor",
     "patch_scores",
     "refit_dynamic",

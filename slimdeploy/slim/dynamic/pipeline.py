@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.counts import TRIED, Shape, ShapeChoice, best_shape, counts_for_budget
 from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.macs import dense_macs
 from slimdeploy.positions import keep_by_rank
@@ -22,16 +22,24 @@ from slimdeploy.slim.dynamic.refit import refit_dynamic
 from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.types import Vit
 
+_EVERY = 4
+"""One in so many images is held out when shapes are tried."""
+
 
 @dataclass(frozen=True)
 class DynamicRequest:
-    """What to make: a scorer and a budget. `refit` None leaves the weights as they are."""
+    """What to make: a scorer and a budget. `refit` None leaves the weights as they are.
+
+    With the shape `auto`, each of `TRIED` is made from three quarters of `search_images` of the
+    images, and the one is taken that is closest to the dense model on the others.
+    """
 
     scorer: Scorer
     mac_reduction: float
-    shape: Shape = "geometric"
+    shape: ShapeChoice = "auto"
     multiple_of: int = 1
     refit: RefitOptions | None = field(default_factory=RefitOptions)
+    search_images: int = 64
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,13 @@ class DynamicResult:
         layers: counts, as the patches chosen most often; their scores are shares of the images.
         dynamic: the scorer.
         model: a dense timm model with the refitted weights; None if nothing was refitted.
+        shape: of the counts, as asked for or as chosen.
     """
 
     layers: list[Layer]
     dynamic: Dynamic
     model: Vit | None
+    shape: Shape
 
 
 def dynamic_model(
@@ -66,29 +76,72 @@ def dynamic_model(
     Raises:
         InputError: for a budget that cannot be reached.
     """
+    shape = request.shape
+    if shape == "auto":
+        shape = _best_shape(dense, geometry, images, request, progress)
+    state, counts = Calibration(dense, geometry, images), dynamic_counts(geometry, request, shape)
+    slim, dynamic = _made(state, counts, request, progress)
+    layers = _most_chosen(state, slim, geometry, counts)
+    return DynamicResult(layers, dynamic, slim.dense if request.refit is not None else None, shape)
+
+
+def dynamic_steps(geometry: ModelGeometry, request: DynamicRequest) -> int:
+    """How many lines of progress `dynamic_model` gives."""
+    refits = geometry.depth * (request.refit is not None)
+    return len(TRIED) * (request.shape == "auto") + (request.scorer == "predictor") + refits
+
+
+def _made(
+    state: Calibration,
+    counts: list[int],
+    request: DynamicRequest,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[DynamicVit, Dynamic]:
+    """The slim model of these counts, its scorers fitted and its own weights refitted."""
     say = progress or (lambda line: None)
-    counts = dynamic_counts(geometry, request)
-    state = Calibration(dense, geometry, images)
     dynamic = Dynamic(scorer=request.scorer)
     if request.scorer == "predictor":
         weights = fit_predictor(state, counts)
         rows = tuple(None if w is None else tuple(map(float, w)) for w in weights)
         dynamic = Dynamic(scorer=request.scorer, weights=rows)
         say("predictor: fitted")
-    slim = DynamicVit(copy.deepcopy(dense), counts, dynamic, geometry.head_reads)
+    slim = DynamicVit(copy.deepcopy(state.dense), counts, dynamic, state.geometry.head_reads)
     if request.refit is not None:
         refit_dynamic(state, slim, request.refit, lambda layer: say(f"layer {layer}: refitted"))
-    layers = _most_chosen(state, slim.eval(), geometry, counts)
-    return DynamicResult(layers, dynamic, slim.dense if request.refit is not None else None)
+    return slim.eval(), dynamic
 
 
-def dynamic_counts(geometry: ModelGeometry, request: DynamicRequest) -> list[int]:
+def _best_shape(
+    dense: Vit,
+    geometry: ModelGeometry,
+    images: Tensor,
+    request: DynamicRequest,
+    progress: Callable[[str], None] | None,
+) -> Shape:
+    """The shape of `TRIED` whose model is closest to the dense one on held-out images."""
+    looked_at = min(len(images), request.search_images)
+    some = images[torch.arange(looked_at) * len(images) // looked_at]
+    held = torch.arange(looked_at) % _EVERY == _EVERY - 1
+    fit, seen = (some[~held], some[held]) if held.any() else (some, some)
+    state, reads = Calibration(dense, geometry, fit), list(geometry.head_reads)
+
+    @torch.no_grad()
+    def error(shape: Shape) -> float:
+        slim, _ = _made(state, dynamic_counts(geometry, request, shape), request)
+        wanted = torch.cat([dense.forward_features(x)[:, reads] for x in seen.split(16)])
+        found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
+        return float((found - wanted).square().sum() / wanted.square().sum())
+
+    return best_shape(error, progress)
+
+
+def dynamic_counts(geometry: ModelGeometry, request: DynamicRequest, shape: Shape) -> list[int]:
     """Tokens kept per layer for the budget, what scoring costs at most taken off it."""
     scoring = (geometry.depth - 1) * geometry.tokens * geometry.width / dense_macs(geometry).total
     wanted = request.mac_reduction + scoring
     if not 0 <= request.mac_reduction < wanted < 1:
         wanted = request.mac_reduction  # let the message name what was asked for
-    return counts_for_budget(geometry, wanted, request.shape, request.multiple_of)
+    return counts_for_budget(geometry, wanted, shape, request.multiple_of)
 
 
 def _most_chosen(
