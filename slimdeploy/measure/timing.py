@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,19 @@ from slimdeploy.measure.stats import Interval, bootstrap_interval
 
 Progress = Callable[[int, int], None]
 
+Clock = Literal["wall", "cpu"]
+
+_CLOCKS: dict[Clock, tuple[Callable[[], int], str]] = {
+    "wall": (
+        time.perf_counter_ns,
+        "time.perf_counter_ns around infer(), host arrays in and out",
+    ),
+    "cpu": (
+        time.thread_time_ns,
+        "time.thread_time_ns around infer(): CPU time of the calling thread alone, which says "
+        "nothing of engines with more than one thread",
+    ),
+}
 _ORDER = "each pair in random order, the next pair reversed"
 _INTERVAL = "95 %, circular block bootstrap over rounds, blocks of the cube root of their number"
 
@@ -44,7 +57,8 @@ class TimingProtocol:
     rounds: int
     min_seconds: float
     seed: int
-    clock: str = "time.perf_counter_ns around infer(), host arrays in and out"
+    clock: str = _CLOCKS["wall"][1]
+    images: str = "standard normal noise"
     order: str = _ORDER
     interval: str = _INTERVAL
     outliers_dropped: int = 0
@@ -112,6 +126,8 @@ def compare_latency(
     warmup: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
+    images: Array | None = None,
+    clock: Clock = "wall",
 ) -> LatencyComparison:
     """Time both engines on the same random images, at each batch size.
 
@@ -124,6 +140,9 @@ def compare_latency(
         warmup: untimed pairs first.
         seed: of the input, of the order, and of the intervals.
         progress: called with the pairs done and expected, between rounds, outside the timing.
+        images: [n, ...], repeated to fill a batch, in place of noise. Noise may lead to numbers
+            too small to be normal, which CPUs multiply slowly.
+        clock: "wall", or "cpu" for engines of one thread on a machine that others use too.
 
     Raises:
         InputError: if the engines take different inputs, or not this batch size.
@@ -131,15 +150,23 @@ def compare_latency(
     _check_request(batch_sizes, rounds, warmup)
     shape = _common_shape(dense, slim)
     protocol = TimingProtocol(
-        dense.describe(), slim.describe(), cpu_name(), warmup, rounds, min_seconds, seed
+        dense.describe(),
+        slim.describe(),
+        cpu_name(),
+        warmup,
+        rounds,
+        min_seconds,
+        seed,
+        clock=_CLOCKS[clock][1],
+        images="standard normal noise" if images is None else f"{len(images)} images given",
     )
     rows = []
     for i, size in enumerate(batch_sizes):
         done, expected = i * rounds, len(batch_sizes) * rounds
         report = _offset(progress, done, rounds, expected)
-        calls = _calls(dense, slim, (size, *shape[1:]), seed)
+        calls = _calls(dense, slim, _input((size, *shape[1:]), seed, images))
         with _no_garbage_collection():
-            times = _measure(calls, rounds, min_seconds, warmup, seed, report)
+            times = _measure(calls, rounds, min_seconds, warmup, seed, report, _CLOCKS[clock][0])
         rows.append(summarise(size, times, seed))
     return LatencyComparison(protocol, tuple(rows))
 
@@ -194,6 +221,7 @@ def _measure(
     warmup: int,
     seed: int,
     report: Progress,
+    now: Callable[[], int] = time.perf_counter_ns,
 ) -> NDArray[np.float64]:
     """Milliseconds, [rounds, 2]: column 0 is the dense call, column 1 the slim one."""
     for _ in range(warmup):
@@ -204,9 +232,9 @@ def _measure(
     for first in _order(seed):
         pair = [0.0, 0.0]
         for side in (first, 1 - first):
-            before = time.perf_counter_ns()
+            before = now()
             calls[side]()
-            pair[side] = (time.perf_counter_ns() - before) / 1e6
+            pair[side] = (now() - before) / 1e6
         times.append((pair[0], pair[1]))
         report(len(times), rounds)
         if len(times) >= rounds and time.perf_counter() - start >= min_seconds:
@@ -223,11 +251,25 @@ def _order(seed: int) -> Iterator[int]:
         yield 1 - first
 
 
+def _input(shape: tuple[int, ...], seed: int, images: Array | None) -> Array:
+    """What both engines are fed: noise, or the images given, over and over.
+
+    Raises:
+        InputError: if these are none, or of another size.
+    """
+    if images is None:
+        return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    if not len(images) or images.shape[1:] != shape[1:]:
+        raise InputError(
+            f"images of {list(images.shape)} cannot be timed: needs [n, {list(shape[1:])}]"
+        )
+    return np.ascontiguousarray(images[np.arange(shape[0]) % len(images)])
+
+
 def _calls(
-    dense: Engine, slim: Engine, shape: tuple[int, ...], seed: int
+    dense: Engine, slim: Engine, images: Array
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Both engines' calls on the same random array, or on its cast to what each takes."""
-    images: Array = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    """Both engines' calls on the same array, or on its cast to what each takes."""
     dense_images = images.astype(dense.inputs[0].dtype, copy=False)
     slim_images = images.astype(slim.inputs[0].dtype, copy=False)
     return (lambda: dense.infer(dense_images)), (lambda: slim.infer(slim_images))
