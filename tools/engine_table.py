@@ -3,8 +3,8 @@
     python -m tools.engine_table --output docs/bench/engines
 
 Every engine is built by `slimdeploy.engine.building`, as `slimdeploy build` does. Weights are
-random and int8 and fp8 are clipped at an arbitrary threshold: which kernels the compiler makes
-depends on neither. Nothing is run, so no row says how fast an engine is. Each finished row is kept
+random and int8 and fp8 are calibrated on noise: which kernels the compiler makes depends on
+neither. Nothing is run, so no row says how fast an engine is. Each finished row is kept
 in the JSON file, so a killed run goes on where it was.
 """
 
@@ -13,16 +13,20 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import timm
 import torch
 from cyclopts import App
 
+from slimdeploy.cli import main as slimdeploy
 from slimdeploy.console import note
 from slimdeploy.counts import counts_for_budget
 from slimdeploy.engine.building import (
@@ -37,9 +41,6 @@ from slimdeploy.files import write_text
 from slimdeploy.graph import GraphOptions, lossless_graph, slim_graph
 from slimdeploy.macs import mac_reduction
 from slimdeploy.positions import keep_by_rank, rank_positions
-from slimdeploy.precision.options import PrecisionOptions
-from slimdeploy.precision.products import chosen, observed
-from slimdeploy.precision.quantize import opened, quantized_graph
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
 from slimdeploy.slim.timm_models import describe
 
@@ -123,11 +124,21 @@ def graph(name: str, form: str, precision: str, dynamic: bool) -> onnx.ModelProt
     elif form != "dense":
         options = GraphOptions(select=form)  # type: ignore[arg-type]
         model = slim_graph(model, _keep(name)[0], options).model
-    if precision == "fp32":
-        return model
-    wanted = PrecisionOptions(precision)  # type: ignore[arg-type]
-    names = observed(chosen(opened(model, wanted), wanted)) if wanted.quantised else []
-    return quantized_graph(model, wanted, dict.fromkeys(names, 4.0)).model
+    return model if precision == "fp32" else _quantized(model, precision)
+
+
+def _quantized(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """As `slimdeploy quantize` writes it, on noise."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    shape = [dim.dim_value for dim in dims[1:]]
+    images = np.random.default_rng(0).standard_normal((4, *shape)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        source, target, noise = (Path(folder) / n for n in ("a.onnx", "b.onnx", "c.npz"))
+        onnx.save(model, source)
+        np.savez(noise, images=images)
+        options = ("--precision", precision, "--output", str(target))
+        slimdeploy(["quantize", str(source), "--calibration", str(noise), *options])
+        return onnx.load(target)
 
 
 def _planned(name: str, form: str, tokens: list[int]) -> list[int]:
@@ -199,7 +210,8 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         "Kernels are those of the engine's own table. *Fused attentions*: blocks whose attention "
         "is one kernel. *Lone selections*: kernels that only select tokens; a Gather otherwise is "
-        "a part of a LayerNorm's or an addition's kernel. *Tokens*: what the kernels of each block "
+        "a part of a LayerNorm's or an addition's kernel, and where one is left it copies the "
+        "single row that the head reads. *Tokens*: what the kernels of each block "
         "work on is what the schedule says.",
         "",
         f"| {' | '.join(_HEAD)} |",

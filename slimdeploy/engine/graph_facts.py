@@ -21,15 +21,15 @@ _SELECTION = re.compile(r"\.(selected|run)(\.\d+)?$")
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """Names of nodes, in the order of the graph.
+    """Names in a graph.
 
     Attributes:
-        layer_norms: LayerNormalization nodes.
-        selections: nodes that `export` wrote to drop tokens, in whatever form.
+        layer_norms: LayerNormalization nodes, in their order.
+        ends: inputs and outputs.
     """
 
-    layer_norms: tuple[str, ...]
-    selections: tuple[str, ...]
+    layer_norms: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
 
 
 def graph_facts(path: Path) -> GraphFacts:
@@ -38,11 +38,10 @@ def graph_facts(path: Path) -> GraphFacts:
     Raises:
         InputError: if it is no whole ONNX model, or weights beside it are missing.
     """
-    nodes = load_structure(path).graph.node
-    return GraphFacts(
-        tuple(_name(node) for node in nodes if node.op_type == "LayerNormalization"),
-        tuple(_name(node) for node in nodes if is_selection(node.name)),
-    )
+    graph = load_structure(path).graph
+    norms = (node for node in graph.node if node.op_type == "LayerNormalization")
+    ends = (value.name for value in (*graph.input, *graph.output))
+    return GraphFacts(tuple(_name(node) for node in norms), tuple(ends))
 
 
 def _name(node: onnx.NodeProto) -> str:

@@ -49,7 +49,7 @@ def lint(
     found = [
         _attention(kernels, attentions),
         _selections(kernels),
-        _data_movement(kernels),
+        _data_movement(kernels, facts),
         _islands(kernels),
         _layer_norms(kernels, facts),
     ]
@@ -115,9 +115,19 @@ def _selections(kernels: Sequence[EngineLayer]) -> Finding | None:
     return Finding("selection-alone", message, tuple(alone))
 
 
-def _data_movement(kernels: Sequence[EngineLayer]) -> Finding | None:
-    """Copies, casts and reformats between kernels; selections have a rule of their own."""
-    moving = [k for k in kernels if moves_only(k) and not selects_only(k)]
+def _data_movement(kernels: Sequence[EngineLayer], facts: GraphFacts) -> Finding | None:
+    """Copies, casts and reformats between kernels; selections have a rule of their own.
+
+    What reads the images or writes the result is not between kernels, and someone has to do it.
+    """
+    ends = set(facts.ends)
+    moving = [
+        k
+        for k in kernels
+        if moves_only(k)
+        and not selects_only(k)
+        and not ends & {tensor.name for tensor in (*k.inputs, *k.outputs)}
+    ]
     if not moving:
         return None
     casts = sum("Cast" in kernel.operators for kernel in moving)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from functools import cache
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 import timm
 
+from slimdeploy.cli import main
 from slimdeploy.graph import GraphOptions, lossless_graph, slim_graph
-from slimdeploy.precision.options import PrecisionOptions
-from slimdeploy.precision.products import chosen, observed
-from slimdeploy.precision.quantize import opened, quantized_graph
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
 from tests.conftest import randomise
 
@@ -62,7 +65,14 @@ def graph(family: str, form: str, precision: str = "fp32", dynamic: bool = True)
 
 
 def in_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """`model` as `quantize` writes it, with thresholds out of the air: nothing is computed here."""
-    options = PrecisionOptions(precision)  # type: ignore[arg-type]
-    names = observed(chosen(opened(model, options), options)) if options.quantised else []
-    return quantized_graph(model, options, dict.fromkeys(names, 4.0)).model
+    """`model` as `quantize` writes it; every product with weights is quantised, however small."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    shape = [dim.dim_value for dim in dims[1:]]
+    images = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+    with TemporaryDirectory() as name, redirect_stdout(StringIO()):
+        source, target, calibration = (Path(name) / f for f in ("a.onnx", "b.onnx", "c.npz"))
+        onnx.save(model, source)
+        np.savez(calibration, images=images)
+        options = ("--precision", precision, "--least-rows", "1", "--output", str(target))
+        main(["quantize", str(source), "--calibration", str(calibration), *options])
+        return onnx.load(target)

@@ -21,7 +21,7 @@ from slimdeploy.engine.trt.events import Phases
 from slimdeploy.engine.trt.parse import Attention
 from slimdeploy.errors import GateError, InputError, MissingError
 
-NO_FACTS = GraphFacts((), ())
+NO_FACTS = GraphFacts()
 
 
 def kernel(name: str, *nodes: str, kind: str = "kgen", dtype: str = "float16") -> EngineLayer:
@@ -129,7 +129,7 @@ def test_names_of_selections() -> None:
 def test_a_clean_engine_has_no_findings() -> None:
     layers = [attention("softmax", 17, 17), kernel("__myl_AddMeanSub_myl0_2", "norm")]
     blocks = [Attention("softmax", 17, 17)]
-    assert lint(layers, blocks, GraphFacts(("norm",), ())) == []
+    assert lint(layers, blocks, GraphFacts(("norm",))) == []
     assert summary(layers, blocks) == {
         "kernels": 2,
         "blocks": 1,
@@ -149,7 +149,7 @@ def test_each_rule_finds_what_it_is_for() -> None:
         kernel("wide_myl0_5", "m", kind="gemm", dtype="float32"),
     ]
     blocks = [Attention("s1", 17, 17), Attention("s2", 17, 17)]
-    found = {f.rule: f for f in lint(layers, blocks, GraphFacts(("n1", "a"), ()))}
+    found = {f.rule: f for f in lint(layers, blocks, GraphFacts(("n1", "a")))}
     assert found["attention-not-fused"].names == ("block 2",)
     assert "compare with the dense engine" in found["attention-not-fused"].message
     assert found["selection-alone"].names == ("__myl_ReshGath_myl0_4",)
@@ -157,6 +157,12 @@ def test_each_rule_finds_what_it_is_for() -> None:
     assert found["data-movement"].message.endswith("of which cast: 1")
     assert found["float32-island"].names == ("wide_myl0_5",)
     assert found["layer-norm-missing"].names == ("n1",)
+
+
+def test_what_reads_the_images_is_not_between_kernels() -> None:
+    layers = [kernel("__myl_CastReplConc_myl0_1", "cast")]
+    assert [f.rule for f in lint(layers, [], NO_FACTS)] == ["data-movement"]
+    assert lint(layers, [], GraphFacts(ends=("t",))) == []
 
 
 def test_tokens_of_fused_and_unfused_attention() -> None:

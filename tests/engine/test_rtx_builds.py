@@ -114,6 +114,12 @@ def test_layer_norms_are_all_there(family: str) -> None:
     assert "layer-norm-missing" not in {finding.rule for finding in made.findings}
 
 
+def test_an_engine_of_half_precision_has_no_findings() -> None:
+    """What `--strict` accepts: slim, by either form, as `export` and `quantize` write it."""
+    assert built("deit", "gather", "fp16").findings == []
+    assert built("deit", "slice", "fp16").findings == []
+
+
 def test_batches_are_a_profile_or_fixed() -> None:
     dynamic = built("deit", "gather", "fp16").record
     assert dynamic.batch == (1, 4, 8)
