@@ -10,7 +10,15 @@ from slimdeploy.errors import InputError
 
 AmpDtype = Literal["float32", "bfloat16", "float16"]
 
-_AT_LEAST = {"batch_size": 1, "workers": 0, "seed": 0, "warmup_epochs": 0}
+_AT_LEAST = {
+    "batch_size": 1,
+    "workers": 0,
+    "seed": 0,
+    "warmup_epochs": 0,
+    "distill_loss_weight": 0,
+    "feature_weight": 0,
+    "token_weight": 0,
+}
 _ABOVE_ZERO = ("epochs", "lr", "kd_temperature", "layer_decay", "clip_grad")
 _CIRCUMSTANCES = ("workers", "device", "save_every")
 
@@ -84,10 +92,11 @@ class FinetuneOptions:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{self._said(name)}: must be at least 1")
         for name in _ABOVE_ZERO:
-            if not getattr(self, name) > 0:
-                raise InputError(f"{self._said(name)}: must be above 0")
-        if not 0 <= self.smoothing < 1:
-            raise InputError(f"{self._said('smoothing')}: must be at least 0 and below 1")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{self._said(name)}: must be above 0 and finite")
+        for name in ("smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{self._said(name)}: must be at least 0 and below 1")
         if not 0 < self.min_scale <= 1:
             raise InputError(f"{self._said('min_scale')}: must be above 0 and at most 1")
 

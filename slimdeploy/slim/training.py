@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,8 +107,15 @@ class StateFile:
         """Write a run's state, whole or not at all."""
         if self.path is None:
             return
-        with atomic_path(self.path) as path:
-            torch.save({"identity": self.identity, **state}, path)
+        try:
+            with atomic_path(self.path) as path:
+                torch.save({"identity": self.identity, **state}, path)
+        except (OSError, RuntimeError) as error:  # torch's writer says neither why nor where
+            free = shutil.disk_usage(self.path.parent).free >> 20
+            raise InputError(
+                f"{self.path}: the unfinished run cannot be saved, {free} MB are free there; "
+                "make room and give the same command again"
+            ) from error
         self.saved_at = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:

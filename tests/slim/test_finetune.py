@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from slimdeploy.slim.finetune import Finetuner
 from slimdeploy.slim.loading import PlannedBatches, make_loader
 from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.timm_models import describe
-from slimdeploy.slim.training import check_device
+from slimdeploy.slim.training import StateFile, check_device
 
 PREPROCESSING = Preprocessing(
     input_size=(3, 64, 64),
@@ -95,6 +98,22 @@ def test_a_run_may_be_shorter_than_its_data(
     assert run.optimiser.param_groups[0]["lr"] < 0.2 * run.options.lr, "the cosine has ended"
 
 
+def test_a_full_disk_is_one_line_and_spares_the_last_state(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "run.state", "this run")
+    file.save({"step": 1})
+    if (child := os.fork()) == 0:  # the limit cannot be taken back
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        try:
+            file.save({"step": 2, "weights": torch.zeros(10000)})
+        except InputError as error:
+            os._exit(0 if "run.state: the unfinished run cannot be saved" in str(error) else 2)
+        os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run.state"]
+    assert (file.read() or {})["step"] == 1
+
+
 def test_another_runs_state_is_not_used(
     make_vit: Callable[..., Any], photographs: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +144,9 @@ def test_a_damaged_state_starts_anew(
     ("fields", "message"),
     [
         ({"epochs": 0}, "--epochs 0: must be above 0"),
+        ({"epochs": float("inf")}, "--epochs inf: must be above 0"),
+        ({"ema_decay": 1.0}, "--ema-decay 1.0: must be at least 0 and below 1"),
+        ({"token_weight": -1.0}, "--token-weight -1.0: must be at least 0"),
         ({"max_steps": 0}, "--max-steps 0: must be at least 1"),
         ({"save_every": 0}, "--save-every 0: must be at least 1"),
         ({"min_scale": 1.5}, "--min-scale 1.5: must be above 0 and at most 1"),
