@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from slimdeploy import __version__
 from slimdeploy.cli.common import load_arrays
 from slimdeploy.console import note
-from slimdeploy.counts import Shape
+from slimdeploy.counts import ShapeChoice
 from slimdeploy.files import write_text
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import mac_reduction as macs_saved
@@ -155,7 +155,7 @@ def run(
     study: str,
     mac_reduction: float,
     impact: ImpactName,
-    shape: Shape = "geometric",
+    shape: ShapeChoice = "auto",
     seed: int = 0,
     images: int = 192,
     test_images: int = 10000,
@@ -169,7 +169,13 @@ def run(
     schedule, seconds = _searched(bench, name, request, images)
     keep = [list(layer.keep) for layer in schedule.layers]
     key = {"mac_reduction": mac_reduction, "impact": impact, "shape": shape, "seed": seed}
-    about = {"macs_saved": macs_saved(bench.geometry, schedule.counts), "images": images, **seconds}
+    about = {
+        "macs_saved": macs_saved(bench.geometry, schedule.counts),
+        "counts": schedule.counts,
+        "chosen_shape": schedule.provenance.shape,
+        "images": images,
+        **seconds,
+    }
     weights = WORK / study / f"{name}.safetensors"
     refit, _ = load_model(bench.study.model, weights, bench.study.kwargs)
     for stage in stages:
@@ -200,7 +206,7 @@ def _searched(
         model=bench.geometry,
         preprocessing=bench.preprocessing,
         layers=tuple(found.layers),
-        provenance=Provenance(slimdeploy=__version__),
+        provenance=Provenance(slimdeploy=__version__, shape=found.shape),
     )
     assert found.model is not None
     save_weights(
