@@ -87,7 +87,8 @@ def _speed(record: dict[str, Any]) -> list[str]:
         f"{protocol['cpu']}; both files in one process, interleaved call by call, "
         f"{protocol['rounds']} pairs after {protocol['warmup']} of warm-up. Median over the pairs "
         "of the time against which is compared over the method's, with its 95 % interval (block "
-        "bootstrap): above 1 the method is faster. The peers were not exported.",
+        f"bootstrap): above 1 the method is faster. Clock: {protocol['clock']}. Geometric counts. "
+        "The peers were not exported.",
         "",
         "| MACs asked to save | method | against | batch 1 | batch 8 |",
         "|---|---|---|---|---|",
