@@ -15,6 +15,7 @@ from torch import distributed
 from slimdeploy.errors import InputError
 from slimdeploy.slim.training import check_device
 
+_SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # The others wait while the first one judges the model on the validation images.
 _PATIENCE = timedelta(hours=2)
 
@@ -64,16 +65,22 @@ def join_world(device: str) -> Iterator[World]:
     """Join the other processes if torchrun started this one, for as long as the body lasts.
 
     Raises:
-        InputError: for a name that is no device.
+        InputError: for a name that is no device, or half of what torchrun sets.
         MissingError: for a CUDA device where there is none.
     """
     check_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
         yield World(torch.device(device))
         return
+    if missing := [name for name in _SET_BY_TORCHRUN if name not in os.environ]:
+        raise InputError(
+            f"WORLD_SIZE is {size}, but {', '.join(missing)} not set: start with torchrun, or "
+            "unset WORLD_SIZE"
+        )
     here = torch.device(device)
     if here.type == "cuda":
-        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(here)
     backend = "nccl" if here.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=_PATIENCE)

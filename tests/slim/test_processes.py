@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from slimdeploy.errors import InputError
 from slimdeploy.slim.loading import Plan, PlannedBatches
-from slimdeploy.slim.world import World
+from slimdeploy.slim.world import World, join_world
 from tests.slim.killing import Killed, in_child
 from tests.slim.test_resume import finetune
 
@@ -97,6 +97,12 @@ def test_every_epoch_has_its_own_order_without_repeats() -> None:
 def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
     with pytest.raises(InputError, match="--batch-size 9: cannot be shared evenly by 2 processes"):
         World(torch.device("cpu"), 0, 2).check_batch(9)
+
+
+def test_half_of_what_torchrun_sets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="WORLD_SIZE is 2, but RANK"), join_world("cpu"):
+        pass
 
 
 @pytest.mark.slow
