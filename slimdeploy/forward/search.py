@@ -25,7 +25,7 @@ from slimdeploy.graph.keep import token_order
 from slimdeploy.schedule import Layer, ModelGeometry
 
 _EVERY = 4
-"""One in so many of the searched images is held out where shapes are compared."""
+"""One in so many images is held out where shapes are compared."""
 
 
 @dataclass
@@ -34,7 +34,8 @@ class Search:
 
     Attributes:
         model: the file's graph; `dense` what `dense_graph` made of it.
-        images: those that are looked at, [n, C, H, W].
+        images: all calibration images, [n, C, H, W], on which shapes are compared.
+        looked_at: how many of them, evenly drawn, rank the tokens.
         ridge: how weights are solved for; None leaves them.
         options: how the graph will be written.
     """
@@ -44,6 +45,7 @@ class Search:
     geometry: ModelGeometry
     blocks: Sequence[BlockNames]
     images: Array
+    looked_at: int
     batch: int
     store: Store
     mac_reduction: float
@@ -56,9 +58,9 @@ class Search:
 
     def run(self, shape: ShapeChoice, tell: Callable[[str], None]) -> tuple[Shape, list[Layer]]:
         """The shape of the counts, chosen if it is `auto`, and what each layer keeps."""
-        views = Views(
-            self.geometry, Cutter(self.dense), self.blocks, self._feed(self.images), self.store
-        )
+        evenly = np.arange(self.looked_at) * len(self.images) // self.looked_at
+        feed = self._feed(self.images[evenly])
+        views = Views(self.geometry, Cutter(self.dense), self.blocks, feed, self.store)
 
         def told(layer: int) -> None:
             tell(f"layer {layer}: keeps {len(views.keep[layer])} tokens")

@@ -35,8 +35,9 @@ class ForwardRequest:
 
     Attributes:
         mac_reduction: budget: the share of MACs to save.
-        shape: how the counts fall over the layers, or `auto`: each is tried on the images that are
-            searched, and the closest to the dense graph is taken; `multiple_of` rounds the counts.
+        shape: how the counts fall over the layers, or `auto`: each is tried on three quarters of
+            the images, and the closest to the dense graph on the others is taken.
+        multiple_of: rounds the counts.
         impact: what ranks the tokens, on `search_images` of the images, evenly drawn.
         reconstruct: solve the layers behind dropped tokens anew, or leave all weights.
         options: how the graph is written.
@@ -120,9 +121,8 @@ def slim_forward(
     blocks = block_names(dense)
     batch = batch_size(geometry.heads, geometry.tokens)
     with open_store() as store:
-        looked_at = min(len(images), request.search_images)
         search = Search(
-            model, dense, geometry, blocks, images[np.arange(looked_at) * len(images) // looked_at],
+            model, dense, geometry, blocks, images, min(len(images), request.search_images),
             batch, store, request.mac_reduction, request.multiple_of, request.impact,
             request.ridge if request.reconstruct == "refit" else None,
             replace(request.options, optimize=False), request.seed, source,

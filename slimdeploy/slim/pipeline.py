@@ -102,7 +102,7 @@ def slim_model(
     evenly = torch.arange(looked_at) * len(images) // looked_at
     impact = make_impact(request.impact, request.seed)
     state = Calibration(dense, geometry, images[evenly])
-    shape = _shape(state, impact, request, saved, progress)
+    shape = _shape(state, images, impact, request, saved, progress)
     state.keep = {}
     options = replace(request, shape=shape or "geometric").search_options(geometry)
 
@@ -136,6 +136,7 @@ def steps(geometry: ModelGeometry, request: SlimRequest) -> int:
 
 def _shape(
     state: Calibration,
+    images: Tensor,
     impact: Impact,
     request: SlimRequest,
     saved: SearchState | None,
@@ -150,7 +151,7 @@ def _shape(
     if known in TRIED:
         return known
     refit = None if request.reconstruct == "none" else request.refit
-    trial = Trial(state, impact, refit, request.mac_reduction, request.multiple_of)
+    trial = Trial(state, images, impact, refit, request.mac_reduction, request.multiple_of)
     found = trial.best(progress)
     if saved:
         saved.remember("shape", found)

@@ -1,8 +1,8 @@
 """Which shape of counts suits a model: each is tried, refitted, and measured on held-out images.
 
 What a layer can do without depends on the model, on the budget and on what the refit gives back; no
-fixed pyramid is best for all. A trial costs one choice of tokens and one refit, on the images that
-the search looks at: three quarters of them fit, the others measure.
+fixed pyramid is best for all. A trial costs one choice of tokens and one refit on three quarters of
+the images; the others measure. On fewer images the refit gives less back, and another shape wins.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from slimdeploy.counts import Shape, best_shape, counts_for_budget
 from slimdeploy.slim.calibration import Calibration
@@ -30,11 +31,13 @@ class Trial:
 
     Attributes:
         state: the images that the search looks at; its `keep` is filled in.
+        images: all calibration images, [n, C, H, W].
         impact: ranks the tokens.
         refit: how weights are solved for; None leaves them.
     """
 
     state: Calibration
+    images: Tensor
     impact: Impact
     refit: RefitOptions | None
     mac_reduction: float
@@ -42,7 +45,7 @@ class Trial:
 
     def best(self, progress: Callable[[str], None] | None = None) -> Shape:
         """The shape with the least error."""
-        dense, geometry, images = self.state.dense, self.state.geometry, self.state.images
+        dense, geometry, images = self.state.dense, self.state.geometry, self.images
         held = torch.arange(len(images)) % _EVERY == _EVERY - 1
         fit, seen = (images[~held], images[held]) if held.any() else (images, images)
         fitted, reads = Calibration(dense, geometry, fit), list(geometry.head_reads)

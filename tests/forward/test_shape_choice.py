@@ -39,8 +39,8 @@ def forward_search(case: Case, refit: bool) -> tuple[str, dict[str, float]]:
     batch = batch_size(case.geometry.heads, case.geometry.tokens)
     with open_store() as store:
         search = Search(
-            case.model, case.dense, case.geometry, case.blocks, case.images, batch, store,
-            BUDGET, 1, "cover", RidgeOptions() if refit else None, GraphOptions(), 0, "model",
+            case.model, case.dense, case.geometry, case.blocks, case.images, len(case.images), batch,
+            store, BUDGET, 1, "cover", RidgeOptions() if refit else None, GraphOptions(), 0, "model",
         )  # fmt: skip
         shape, layers = search.run("auto", lines.append)
     assert [len(layer.keep) for layer in layers] == counts_for_budget(case.geometry, BUDGET, shape)
@@ -51,7 +51,9 @@ def forward_search(case: Case, refit: bool) -> tuple[str, dict[str, float]]:
 def test_both_paths_measure_the_same_errors_and_take_the_least(case: Case, refit: bool) -> None:
     lines: list[str] = []
     state = Calibration(case.torch, case.geometry, torch.from_numpy(case.images))
-    trial = Trial(state, make_impact("cover"), RefitOptions() if refit else None, BUDGET)
+    trial = Trial(
+        state, state.images, make_impact("cover"), RefitOptions() if refit else None, BUDGET
+    )
     shape, found = trial.best(lines.append), errors(lines)
     assert set(found) == set(TRIED)
     assert found[shape] == min(found.values())
@@ -70,5 +72,5 @@ def test_the_chosen_shape_is_what_the_graph_has(case: Case) -> None:
 
 def test_one_image_is_enough_to_try(case: Case) -> None:
     state = Calibration(case.torch, case.geometry, torch.from_numpy(case.images[:1]))
-    assert Trial(state, make_impact("grid"), None, BUDGET).best() in TRIED
+    assert Trial(state, state.images, make_impact("grid"), None, BUDGET).best() in TRIED
     assert np.isfinite(state.images.numpy()).all()
