@@ -39,8 +39,9 @@ def forward_search(case: Case, refit: bool) -> tuple[str, dict[str, float]]:
     batch = batch_size(case.geometry.heads, case.geometry.tokens)
     with open_store() as store:
         search = Search(
-            case.model, case.dense, case.geometry, case.blocks, case.images, len(case.images), batch,
-            store, BUDGET, 1, "cover", RidgeOptions() if refit else None, GraphOptions(), 0, "model",
+            case.model, case.dense, case.geometry, case.blocks, case.images, len(case.images),
+            batch, store, BUDGET, 1, "cover", RidgeOptions() if refit else None, GraphOptions(),
+            0, "model",
         )  # fmt: skip
         shape, layers = search.run("auto", lines.append)
     assert [len(layer.keep) for layer in layers] == counts_for_budget(case.geometry, BUDGET, shape)
