@@ -3,9 +3,10 @@
     python -m tools.engine_table --output docs/bench/engines
 
 Every engine is built by `slimdeploy.engine.building`, as `slimdeploy build` does. Weights are
-random and int8 and fp8 are calibrated on noise: which kernels the compiler makes depends on
-neither. Nothing is run, so no row says how fast an engine is. Each finished row is kept
-in the JSON file, so a killed run goes on where it was.
+random, and what int8 and fp8 are clipped at is arbitrary: which kernels the compiler makes depends
+on neither. Every product with weights in the blocks is quantised, however few its rows. Nothing is
+run, so no row says how fast an engine is. Each finished row is kept in the JSON file, so a killed
+run goes on where it was.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def graph(name: str, form: str, precision: str, dynamic: bool) -> onnx.ModelProt
 
 
 def _quantized(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """As `slimdeploy quantize` writes it, on noise."""
+    """As `slimdeploy quantize` writes it, calibrated on noise."""
     dims = model.graph.input[0].type.tensor_type.shape.dim
     shape = [dim.dim_value for dim in dims[1:]]
     images = np.random.default_rng(0).standard_normal((4, *shape)).astype(np.float32)
@@ -136,7 +137,9 @@ def _quantized(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         source, target, noise = (Path(folder) / n for n in ("a.onnx", "b.onnx", "c.npz"))
         onnx.save(model, source)
         np.savez(noise, images=images)
-        options = ("--precision", precision, "--output", str(target))
+        options = ["--precision", precision, "--output", str(target)]
+        if precision in ("int8", "fp8"):
+            options += ["--least-rows", "1", "--smooth", "0"]
         slimdeploy(["quantize", str(source), "--calibration", str(noise), *options])
         return onnx.load(target)
 

@@ -57,7 +57,7 @@ def test_the_engine_computes_the_tokens_of_the_schedule(
 @parametrize(("family", "form", "precision"), HALF)
 def test_attention_is_one_kernel_in_every_block(family: str, form: str, precision: str) -> None:
     made = built(family, form, precision)
-    assert made.record.kernels["fused_attentions"] == made.record.kernels["blocks"] == 3
+    assert made.record.kernels["fused_attentions"] == made.record.kernels["blocks"] == 2
     assert "attention-not-fused" not in {finding.rule for finding in made.findings}
 
 
@@ -90,7 +90,7 @@ def test_a_one_hot_product_is_a_kernel_of_its_own() -> None:
 def test_float32_attention_is_not_fused_and_the_linter_says_so() -> None:
     for form in ("dense", "gather"):
         found = {finding.rule: finding for finding in built("deit", form).findings}
-        assert found["attention-not-fused"].names == ("block 1", "block 2", "block 3")
+        assert found["attention-not-fused"].names == ("block 1", "block 2")
         assert "quantize --precision fp16" in found["attention-not-fused"].message
 
 
@@ -101,7 +101,7 @@ def test_precision_is_read_back_from_the_engine(family: str, form: str, precisio
     in_file = weight_types(graph(family, form, precision))[kind]
     in_engine = built(family, form, precision).report.precision[kind]
     assert in_engine == pytest.approx(in_file, rel=0.2)
-    assert sum(built(family, form, precision).report.precision.values()) > 1_000_000
+    assert sum(built(family, form, precision).report.precision.values()) > 800_000
 
 
 @parametrize("family", FAMILIES)
@@ -109,7 +109,7 @@ def test_layer_norms_are_all_there(family: str) -> None:
     made = built(family, "gather", "fp16")
     nodes = graph(family, "gather", "fp16").graph.node
     norms = {node.name for node in nodes if node.op_type == "LayerNormalization"}
-    assert len(norms) >= 7
+    assert len(norms) >= 5
     assert norms <= {node for layer in made.report.layers for node in layer.nodes}
     assert "layer-norm-missing" not in {finding.rule for finding in made.findings}
 
@@ -137,7 +137,7 @@ def test_the_manifest_describes_the_very_bytes_that_tensorrt_gave() -> None:
     assert plan.read_bytes()[:4] != b"{\n  "
     assert manifest.kind == "tensorrt-rtx-engine"
     assert manifest.tokens_per_block == tuple(queries for queries, _ in counts("slim"))
-    assert manifest.precision["float16"] > 1_000_000
+    assert manifest.precision["float16"] > 800_000
     assert manifest.made_from["onnx"].path.endswith("deit-gather-fp16.onnx")
     assert record.gpu is None
     assert record.compute_capabilities == ("8.6",)
