@@ -125,15 +125,22 @@ class _Chooser(Rewriter):
     def _scores(self, index: int, stem: str) -> Tensor:
         block, stream, dynamic = self.blocks[index], self.streams[index], self.plan.dynamic
         if dynamic.scorer == "key-norm":
-            key = block.key
-            (axis,) = self.flow.axes[key.name]
-            return squared_norms(self.work, key, stem, axis, len(self.work.facts.shape(key.name)))
+            return self._key_norms(block.key, stem)
         require_tokens(self.work, stream, block.axis)
         if dynamic.scorer == "token-norm":
             return squared_norms(self.work, stream, stem, 1, 3)
         weight = dynamic.weights[index]
         assert weight is not None
         return predictor_scores(self.work, stream, stem, weight)
+
+    def _key_norms(self, key: Tensor, stem: str) -> Tensor:
+        shape, axes = self.work.facts.shape(key.name), self.flow.axes[key.name]
+        if len(shape) != 4 or len(axes) != 1:  # three axes: heads stand where images should
+            raise GraphError(
+                f"keys '{key.name}' have shape {list(shape)}, not [batch, heads, tokens, channels] "
+                "in some order: choose by predictor or token-norm"
+            )
+        return squared_norms(self.work, key, stem, next(iter(axes)), len(shape))
 
     def _type(self, index: int) -> int:
         scored = self.blocks[index].key if self.plan.dynamic.scorer == "key-norm" else None
