@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,16 +11,24 @@ import pytest
 
 from slimdeploy.cli import main
 from slimdeploy.manifest import write_manifest
-from tests.cli.commands import PIXELS, RTX, error_line
+from tests.cli.commands import PIXELS, RTX, error_line, saved
+from tests.graph.vit_text import vit
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its engine and the engine's manifest."""
+    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+    folder = tmp_path_factory.mktemp("made")
+    model = saved(vit(), folder / "m.onnx")
+    main(["build", str(model), *RTX, "--no-cache", "--output", str(folder / "m.plan")])
+    return folder
 
 
 @pytest.fixture
-def plan(good: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
-    output = good.parent / "m.plan"
-    main(["build", str(good), *RTX, "--output", str(output)])
-    capsys.readouterr()
-    return output
+def plan(made: Path, tmp_path: Path) -> Path:
+    """A copy of the engine, for each test to damage."""
+    return shutil.copytree(made, tmp_path / "work") / "m.plan"
 
 
 def flipped(plan: Path) -> None:
