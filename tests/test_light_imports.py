@@ -38,7 +38,10 @@ def test_the_deployment_packages_import_without_torch_and_timm() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("verb", ["", "slim", "export", "profile", "evaluate", "finetune", "sweep"])
+VERBS = ["slim", "export", "profile", "evaluate", "finetune", "sweep", "build", "doctor", "inspect"]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_works_with_every_extra_missing(verb: str) -> None:
     heavy = {
         "torch",
@@ -48,6 +51,9 @@ def test_help_works_with_every_extra_missing(verb: str) -> None:
         "onnxruntime",
         "matplotlib",
         "onnxscript",
+        "tensorrt",
+        "tensorrt_rtx",
+        "polygraphy",
     }
     code = f"from slimdeploy.cli import main; main({[verb] if verb else []!r} + ['--help'])"
     done = run_blocked(heavy, code)
