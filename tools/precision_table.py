@@ -122,6 +122,7 @@ def main(
     work_dir: Path = Path("build/precision"),
     output: Path = Path("docs/bench/precision"),
     test_images: int | None = None,
+    forms: tuple[str, ...] = tuple(FORMS),
     rounds: int = 60,
     clock: Clock = "wall",
     threads: int = 1,
@@ -137,7 +138,8 @@ def main(
         name: the rows' name in the table.
         work_dir: where the files are made.
         test_images: judge on so many test images, stratified (default: all).
-        rounds: timed pairs.
+        forms: which forms to make.
+        rounds: timed pairs; 0 times nothing.
         clock: "cpu" on a machine that others use too.
         threads: of the runtime.
     """
@@ -162,7 +164,7 @@ def main(
     table[name] = entry
     arrays = load_arrays(folder, preprocessing)
     bench = Bench({"dense": dense, "slim": slim}, work, folder, arrays, threads)
-    for form in ("float32", *FORMS):
+    for form in ("float32", *forms):
         for side in SIDES:
             if any(row["form"] == form and row["side"] == side for row in entry["rows"]):
                 continue
@@ -188,7 +190,10 @@ def _make(bench: Bench, form: str, side: str, calibration: Path, images: int) ->
 
 def _time(bench: Bench, entry: dict[str, Any], rounds: int, clock: Clock, keep: Any) -> None:
     """Each pair, interleaved, on one test photograph."""
+    made = {row["form"] for row in entry["rows"]}
     for first, side, second, other in PAIRS:
+        if not rounds or not {first, second} <= made:
+            continue
         key = f"{first} {side} / {second} {other}"
         if any(row["pair"] == key and row["clock"] == clock for row in entry["speed"]):
             continue

@@ -63,7 +63,7 @@ def quantize(
             least information is lost (entropy).
         percentile: for --method percentile.
         smooth: how far outliers are moved from activations into weights before ranges are taken,
-            0 (not at all) to 1 (default: 0.7 for int8, 0 for fp8).
+            0 (not at all) to 1 (default: 0.8 for int8, 0 for fp8).
         also: quantise these parts too: attention, embedding, head.
         leave: products that are not quantised, by node or output name.
         least_rows: products of fewer rows an image are not quantised: nothing would be gained.
@@ -91,7 +91,7 @@ def quantize(
     kept = tuple(name for name in keep_float32 if name != "overflow")
     options = PrecisionOptions(precision, rest, also, leave, kept, least_rows)
     if smooth is None:
-        smooth = 0.7 if precision == "int8" else 0.0
+        smooth = 0.8 if precision == "int8" else 0.0
     if not 0 <= smooth <= 1:
         raise InputError(f"--smooth {smooth}: must be between 0 and 1")
     stage = Stage(

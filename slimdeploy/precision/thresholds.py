@@ -33,9 +33,11 @@ class Histogram:
         self.lowest = min(self.lowest, float(values.min()))
         self.highest = max(self.highest, float(values.max()))
         self._reach(max(self.highest, -self.lowest))
-        if self.limit:
-            sizes = np.abs(values).ravel()
-            self.counts += np.histogram(sizes, bins=_BINS, range=(0.0, self.limit))[0]
+        if not self.limit:  # nothing but zeros so far
+            self.counts[0] += values.size
+            return
+        sizes = np.abs(values).ravel()
+        self.counts += np.histogram(sizes, bins=_BINS, range=(0.0, self.limit))[0]
 
     def _reach(self, largest: float) -> None:
         """Widen the bins, two into one, until the last reaches `largest`."""
@@ -111,7 +113,7 @@ def _divergence(counts: NDArray[np.int64], kept: int, levels: int) -> float:
 
 def _without_zeros(coarse: NDArray[np.float64], reference: NDArray[np.float64]) -> Array:
     """`coarse` normalised; what it lacks of the reference counts as one in a hundred thousand."""
-    total = coarse.sum()
+    total = max(float(coarse.sum()), 1.0)
     floor = 1e-5 * total / max(1, int((reference > 0).sum()))
     lifted = np.where((reference > 0) & (coarse <= 0), floor, coarse)
     return np.asarray(lifted / lifted.sum())
