@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from slimdeploy.cli.common import load_arrays, open_images
 from slimdeploy.console import note
+from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.files import write_text
@@ -40,6 +41,7 @@ from slimdeploy.slim.dynamic import DynamicRequest, dynamic_model, slim_of
 from slimdeploy.slim.finetune import Finetuner
 from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
+from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.timm_models import describe, load_model
 from tools.dynamic_page import markdown
 from tools.peers import EvitVit, TomeVit, evit_for_budget, peer_macs, tome_for_budget
@@ -136,17 +138,20 @@ def scheduled(name: str, schedule: KeepSchedule, refitted: Any, shape: str | Non
     return Method(name, lambda dense: slim_of(dense, schedule), macs, refitted, schedule, shape)
 
 
-def make_method(bench: Bench, name: str, reduction: float) -> Method:
-    """Search, or fit, what a method needs for a budget."""
+def make_method(
+    bench: Bench, name: str, reduction: float, shape: ShapeChoice = "auto", refit: bool = True
+) -> Method:
+    """Search, or fit, what a method needs for a budget; refitted weights only with `refit`."""
     if name in PEERS:
         peer, budget = PEERS[name]
         counts = budget(bench.geometry, reduction)
         return Method(name, lambda dense: peer(dense, counts), peer_macs(bench.geometry, counts))
     if name == "static":
-        request = SlimRequest(mac_reduction=reduction)
+        request = SlimRequest(mac_reduction=reduction, shape=shape)
         found = slim_model(bench.model, bench.geometry, bench.calibration, request)
         return scheduled(name, bench.schedule(found.layers), found.model, found.shape)
-    wanted = DynamicRequest(next(s for s in SCORERS if s == name), reduction)
+    options = RefitOptions() if refit else None
+    wanted = DynamicRequest(next(s for s in SCORERS if s == name), reduction, shape, refit=options)
     made = dynamic_model(bench.model, bench.geometry, bench.calibration, wanted)
     return scheduled(name, bench.schedule(made.layers, made.dynamic), made.model, made.shape)
 
@@ -176,10 +181,10 @@ def accuracy_rows(bench: Bench, name: str, reduction: float) -> Iterator[dict[st
 
 
 def tuned_row(
-    bench: Bench, name: str, reduction: float, epochs: float, images: int
+    bench: Bench, name: str, reduction: float, shape: ShapeChoice, epochs: float, images: int
 ) -> dict[str, Any]:
     """One method at one budget, judged after fine-tuning."""
-    method = make_method(bench, name, reduction)
+    method = make_method(bench, name, reduction, shape, refit=False)
     row = {"reduction": reduction, "method": name, "macs": method.macs, "stage": "finetuned"}
     recipe = {"epochs": epochs, "images": images, **RECIPE}
     return {**row, "recipe": recipe, **bench.judge(tune(bench, method, epochs, images))}
@@ -283,12 +288,19 @@ def main(
     for name in TUNED if epochs else ():
         if not _has([r for r in record["accuracy"] if "recipe" in r], finetune_at, name):
             note(f"fine-tuning {name}")
-            keep("accuracy", tuned_row(bench, name, finetune_at, epochs, train_images))
+            shape = _shape_of(record["accuracy"], finetune_at, name)
+            keep("accuracy", tuned_row(bench, name, finetune_at, shape, epochs, train_images))
     write_text(output.with_suffix(".md"), markdown(record))
 
 
 def _has(rows: list[dict[str, Any]], reduction: float, name: str) -> bool:
     return any((row["reduction"], row["method"]) == (reduction, name) for row in rows)
+
+
+def _shape_of(rows: list[dict[str, Any]], reduction: float, name: str) -> ShapeChoice:
+    """The shape that a method took before, so that it is not sought again."""
+    found = (row["shape"] for row in rows if _has([row], reduction, name))
+    return next(found, None) or "auto"
 
 
 def _finished(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
