@@ -43,6 +43,7 @@ class Case:
     depth: int = 12
     reconstruct: str = "none"
     search_images: int | None = None
+    shape: str = "geometric"
 
     @property
     def model(self) -> str:
@@ -59,7 +60,8 @@ class Case:
     def name(self) -> str:
         """Key of the row."""
         seen = self.search_images or self.images
-        return f"{self.impact}-{seen}of{self.images}-{self.tokens}-{self.depth}-{self.reconstruct}"
+        words = (self.impact, f"{seen}of{self.images}", self.tokens, self.depth, self.reconstruct)
+        return "-".join(map(str, (*words, self.shape)))
 
     def command(self, checkpoint: Path) -> list[str]:
         """The program and its words."""
@@ -72,6 +74,7 @@ class Case:
             "images": self.images,
             "search-images": self.search_images or self.images,
             "reconstruct": self.reconstruct,
+            "shape": self.shape,
             "output": BUILD / "out" / "sched.json",
         }
         flags = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
@@ -81,24 +84,22 @@ class Case:
 CENTRE = Case()
 CASES = (
     CENTRE,
-    Case(images=8, tokens=1370),
     Case(images=64),
-    Case(impact="path", images=8, tokens=1370),
     Case(impact="path", images=64),
     Case(impact="attention", images=64),
+    Case(impact="cover", search_images=64, reconstruct="refit", shape="auto"),  # as by default
+    Case(images=8, tokens=1370),
+    Case(impact="path", images=8, tokens=1370),
     Case(images=64, depth=36),
     Case(images=64, tokens=577),
-    Case(search_images=64, reconstruct="refit"),
     Case(images=128),
     Case(impact="path"),
     Case(impact="attention"),
     Case(impact="path", images=64, tokens=577),
     Case(impact="path", images=64, depth=36),
-    Case(impact="attention", images=64, tokens=577),
     Case(images=64, tokens=1370),
     Case(impact="path", images=64, tokens=1370),
-    Case(impact="attention", images=64, tokens=1370),
-    Case(images=256, tokens=1370, search_images=64, reconstruct="refit"),
+    Case(impact="cover", images=256, tokens=1370, search_images=64, reconstruct="refit"),
 )
 
 
@@ -193,15 +194,15 @@ def table(found: dict[str, Any]) -> str:
         "seconds by the clock say little; CPU seconds are then an upper bound. Made by "
         "`python -m tools.search_cost`.",
         "",
-        "| impact | searched / drawn images | tokens | blocks | reconstruct | CPU s | wall s "
-        "| load before | peak GiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| impact | searched / drawn images | tokens | blocks | counts | reconstruct | CPU s "
+        "| wall s | load before | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"].values():
         seen = row["search_images"] or row["images"]
         lines.append(
             f"| {row['impact']} | {seen} / {row['images']} | {row['tokens']} | {row['depth']} | "
-            f"{row['reconstruct']} | {row['cpu']:.0f} | {row['wall']:.0f} | {row['load']:.1f} | "
+            f"{row['shape']} | {row['reconstruct']} | {row['cpu']:.0f} | {row['wall']:.0f} | {row['load']:.1f} | "
             f"{row['peak'] / 2**30:.2f} |"
         )
     return "\n".join(lines) + "\n"

@@ -55,6 +55,6 @@ def test_measured_cases_are_not_measured_again(
     rows = json.loads((tmp_path / "search.json").read_text())["rows"]
     assert list(rows) == [case.name for case in search_cost.CASES[:2]]
     assert (
-        "| joint | 256 / 256 | 197 | 12 | none | 2 | 1 | 0.5 | 3.00 |"
+        "| joint | 256 / 256 | 197 | 12 | geometric | none | 2 | 1 | 0.5 | 3.00 |"
         in (tmp_path / "search.md").read_text()
     )
