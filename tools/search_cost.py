@@ -202,8 +202,8 @@ def table(found: dict[str, Any]) -> str:
         seen = row["search_images"] or row["images"]
         lines.append(
             f"| {row['impact']} | {seen} / {row['images']} | {row['tokens']} | {row['depth']} | "
-            f"{row['shape']} | {row['reconstruct']} | {row['cpu']:.0f} | {row['wall']:.0f} | {row['load']:.1f} | "
-            f"{row['peak'] / 2**30:.2f} |"
+            f"{row['shape']} | {row['reconstruct']} | {row['cpu']:.0f} | {row['wall']:.0f} | "
+            f"{row['load']:.1f} | {row['peak'] / 2**30:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
