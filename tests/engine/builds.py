@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,7 +26,10 @@ TARGETS = {"fp8": "8.9"}
 
 @cache
 def folder() -> Path:
-    return Path(mkdtemp(prefix="slimdeploy-engines-"))
+    """Where they lie until the tests end."""
+    path = Path(mkdtemp(prefix="slimdeploy-engines-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 @cache
