@@ -74,8 +74,8 @@ class Bench:
     def logits(self, form: str, side: str) -> Floats:
         """For all images, computed once."""
         path = self.file(form, side)
-        kept = path.with_suffix(f".{sha256_file(path)[:12]}.npy")
-        if path.parent == self.work_dir and kept.is_file():
+        kept = self.work_dir / f"{sha256_file(path)[:12]}.{len(self.images)}.npy"
+        if kept.is_file():
             return np.asarray(np.load(kept))
         with open_engine(path, threads=self.threads) as engine, progress_bar() as progress:
             bar = progress.add_task(path.name, total=len(self.images))
@@ -85,8 +85,7 @@ class Bench:
                 parts.append(infer_all(engine, batch)[engine.outputs[0].name])
                 progress.advance(bar, len(batch))
         found = np.concatenate(parts).astype(np.float32)
-        if path.parent == self.work_dir:
-            np.save(kept, found)
+        np.save(kept, found)
         return found
 
     def judge(self, form: str, side: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")
 
 _BINS = 2048
+_LEAST = 1e-30
 
 
 @dataclass
@@ -36,12 +37,14 @@ class Histogram:
         if not self.limit:  # nothing but zeros so far
             self.counts[0] += values.size
             return
-        sizes = np.abs(values).ravel()
-        self.counts += np.histogram(sizes, bins=_BINS, range=(0.0, self.limit))[0]
+        bins = (np.abs(values).ravel() * (_BINS / self.limit)).astype(np.int32)
+        np.minimum(bins, _BINS - 1, out=bins)  # the limit itself
+        self.counts += np.bincount(bins, minlength=_BINS)
 
     def _reach(self, largest: float) -> None:
         """Widen the bins, two into one, until the last reaches `largest`."""
-        self.limit = self.limit or largest
+        if largest:
+            self.limit = self.limit or max(largest, _LEAST)
         while self.limit < largest:
             pairs = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([pairs, np.zeros(_BINS // 2, np.int64)])
