@@ -16,6 +16,7 @@ from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.slimming import prepared
 from slimdeploy.manifest import manifest_path, read_manifest
 from slimdeploy.measure.macs import count_macs
+from slimdeploy.precision.state import precision_state
 
 
 def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], str]:
@@ -33,6 +34,9 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
     lines = [f"{file}: {macs / 1e9:.4f} GMAC an image"]
     try:
         work = prepared(model)
+        state = precision_state(work)
+        result["precision"] = state.to_json()
+        lines += [] if state.is_plain else [f"  precision     {state}"]
         blocks, misses = find_blocks(work)
         result |= {"blocks": _counts(blocks), "not_blocks": misses}
         lines += _block_lines(blocks, misses)
