@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from slimdeploy.graph.optimize.patterns import only_reader
 from slimdeploy.graph.passes.base import Pass
-from slimdeploy.graph.work import Node, Work, is_constant
+from slimdeploy.graph.work import Node, Tensor, Work, is_constant, producer
 
 
 class UnfoldPatches(Pass):
@@ -15,7 +16,8 @@ class UnfoldPatches(Pass):
     Example:
         before: y = Conv<strides=[16, 16]>(image [B, 3, 224, 224], w [192, 3, 16, 16], b)
         after:  p = Reshape(Transpose(Reshape(image))) [B * 196, 768]
-                y = Transpose(Reshape(Gemm(p, w [768, 192], b)))
+                y = Transpose(Reshape(Gemm(p, w [768, 192], b))); without that Transpose where
+                only one back to tokens reads y
     """
 
     def call(self, work: Work) -> None:
@@ -57,8 +59,31 @@ def _unfold(work: Work, node: Node) -> None:
     matrix = np.ascontiguousarray(weight.values.reshape(features, -1).T)
     operands = [patches, work.constant(f"{weight.name}.matrix", matrix), *node.inputs[2:]]
     embedded = work.add("Gemm", f"{stem}.embedded", operands)
-    tokens = reshaped(embedded, "tokens", -1, rows, columns, features)
     node.outputs.clear()
-    work.graph.nodes.append(
-        gs.Node("Transpose", f"{stem}.channels", {"perm": [0, 3, 1, 2]}, [tokens], [output])
-    )
+    if (tokens := _tokens(work, output)) is not None:
+        made, wanted = reshaped(embedded, "tokens", -1, rows * columns, features), tokens
+    else:
+        made, wanted = reshaped(embedded, "pixels", -1, rows, columns, features), output
+        made = work.add("Transpose", f"{stem}.channels", [made], perm=[0, 3, 1, 2])
+    if (maker := producer(wanted)) is not None:
+        maker.outputs.clear()
+    last = producer(made)
+    assert last is not None
+    last.outputs[0] = wanted
+
+
+def _tokens(work: Work, output: Tensor) -> Tensor | None:
+    """The tokens [B, N, C] that nothing but a Reshape and a Transpose make of pixels [B, C, H, W].
+
+    They are the product's rows as it gives them.
+    """
+    shape = work.facts.shape(output.name)
+    node = only_reader(work, output)
+    if node is None or node.op != "Reshape":
+        return None
+    flat = node.outputs[0]
+    if work.facts.shape(flat.name) != (shape[0], shape[1], shape[2] * shape[3]):
+        return None
+    node = only_reader(work, flat)
+    turned = node is not None and node.op == "Transpose" and node.attrs.get("perm") == [0, 2, 1]
+    return node.outputs[0] if node is not None and turned else None

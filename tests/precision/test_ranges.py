@@ -72,10 +72,25 @@ def test_patches_as_a_product_are_the_same_numbers() -> None:
     work = Work.of(export("plain", "dynamo20", True))
     before = work.export()
     run_passes([UnfoldPatches()], work)
-    assert not [node for node in work.graph.nodes if node.op == "Conv"]
+    ops = [node.op for node in work.graph.nodes]
+    assert "Conv" not in ops
+    assert ops.count("Transpose") == [node.op_type for node in before.graph.node].count("Transpose")
     images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     exact = run(before, images)
     assert np.abs(run(work.export(), images) - exact).max() < 2e-5 * np.abs(exact).max()
+
+
+def test_patches_that_stay_pixels_are_the_same_numbers() -> None:
+    weight = np.random.default_rng(0).standard_normal((2, 3, 2, 2)).astype(np.float32)
+    source = model(
+        "float[B,3,64,64] image => float[B,2,32,32] y",
+        "y = Conv<strides=[2, 2]>(image, w)",
+        w=weight,
+    )
+    work = Work.of(source)
+    run_passes([UnfoldPatches()], work)
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    assert np.allclose(run(work.export(), images), run(source, images), atol=1e-4)
 
 
 def test_a_convolution_that_overlaps_is_left_alone() -> None:
