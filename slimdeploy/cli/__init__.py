@@ -27,7 +27,7 @@ _VERBS = {
     "quantize": "Write a file in fp16, bf16, int8 or fp8, as casts and Q/DQ in its graph.",
     "verify": "Prove that a slim ONNX file computes what its schedule says.",
     "build": "An engine of TensorRT, TensorRT-RTX or ONNX Runtime, with what was read back of it.",
-    "evaluate": "Accuracy, calibration and, with --dense, what slimming changed, on an image folder.",
+    "evaluate": "Accuracy and calibration on an image folder; with --dense, what slimming changed.",
     "sweep": "The front of accuracy, MACs and latency over budgets: records and a picture.",
     "profile": "Latency of dense and slim, interleaved, with an interval on the ratio.",
     "inspect": "What is this file? A schedule, graph, engine, manifest or record, in words.",
