@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,15 @@ _COMPARED = 64
 
 @dataclass(frozen=True)
 class Checks:
-    """What was found: the outputs' difference, and where there are labels, the accuracy."""
+    """What was found: the outputs' difference, and where there are labels, the accuracy.
+
+    `fair` is False where there was only noise to compare on, beyond the ranges of what it is for.
+    """
 
     parity: Parity
     images: str
     runtime: str
+    fair: bool
     float32: Accuracy | None = None
     quantised: Accuracy | None = None
     compared: AccuracyComparison | None = None
@@ -41,21 +45,25 @@ class Checks:
                 "comparison": self.compared.to_json(),
             }
         parity = {**self.parity.to_json(), "images": self.images, "runtime": self.runtime}
-        return {"parity": parity, "accuracy": accuracy}
+        return {"parity": parity if self.fair else None, "accuracy": accuracy}
 
     def sentences(self) -> list[str]:
         """For a person."""
-        found = self.parity
-        lines = [
-            f"outputs differ from float32 by {found.relative:.2%} of their scale at most, top-1 "
-            f"agrees on {found.top1_agreement:.1%} of {found.rows} {self.images} images"
-        ]
+        unfair = "outputs not compared: ranges are not for noise; compare on --data-dir"
+        lines = [self._difference() if self.fair else unfair]
         if self.float32 and self.quantised and self.compared:
             lines.append(
                 f"top-1 on {self.compared.n} images: {self.quantised.top1:.2%}, float32 "
                 f"{self.float32.top1:.2%} ({100 * self.compared.difference:+.2f} points)"
             )
         return lines
+
+    def _difference(self) -> str:
+        found = self.parity
+        return (
+            f"outputs differ from float32 by {found.relative:.2%} of their scale at most, top-1 "
+            f"agrees on {found.top1_agreement:.1%} of {found.rows} {self.images} images"
+        )
 
 
 def check_output(stage: Stage, written: Path) -> Checks:
@@ -74,9 +82,9 @@ def check_output(stage: Stage, written: Path) -> Checks:
             f"{stage.output}: outputs differ by {parity.relative:.2%} of their scale from "
             f"{stage.model} on {parity.rows} {images} images, allowed {allowed:.2%}"
         )
-    if stage.data_dir is None:
-        return Checks(parity, images, runtime)
-    return _accuracy(stage, written, Checks(parity, images, runtime))
+    fair = stage.calibration is not None or not stage.options.quantised
+    checks = Checks(parity, images, runtime, fair)
+    return checks if stage.data_dir is None else _accuracy(stage, written, checks)
 
 
 def _parity(stage: Stage, written: Path) -> tuple[Parity, str]:
@@ -117,4 +125,4 @@ def _accuracy(stage: Stage, written: Path, checks: Checks) -> Checks:
             f"{stage.output}: top-1 is {drop:.2f} points below {stage.model} on {compared.n} "
             f"images, allowed {allowed}"
         )
-    return Checks(checks.parity, checks.images, checks.runtime, before, after, compared)
+    return replace(checks, float32=before, quantised=after, compared=compared)

@@ -81,6 +81,8 @@ class Stage:
             raise InputError(f"--ranges goes with int8 and fp8, not {self.options.precision}")
         if self.max_top1_drop is not None and self.data_dir is None:
             raise InputError("--max-top1-drop: give labelled images with --data-dir")
+        if quantised and self.max_logit_error is not None and self.calibration is None:
+            raise InputError("--max-logit-error: is judged on calibration images, not on --ranges")
         read = [self.model, manifest_path(self.model), self.calibration, self.ranges_path]
         targets = [self.output, manifest_path(self.output)]
         targets += [self.output_ranges] if quantised and self.ranges_path is None else []

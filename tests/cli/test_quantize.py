@@ -114,7 +114,8 @@ def test_ranges_are_kept_and_used_again(
     ranges = Ranges.read(path)
     assert ranges.images.count == 6
     assert ranges.model.name == "dense.onnx"
-    run(capsys, *words, "--ranges", path, "--output", second)
+    again = run(capsys, *words, "--ranges", path, "--output", second)
+    assert again["parity"] is None  # there was only noise, which the ranges are not for
     assert first.read_bytes() == second.read_bytes()
     assert not second.with_suffix(".ranges.json").exists()
 
@@ -259,6 +260,7 @@ def test_calibration_that_cannot_be_read(
         (["--precision", "fp16", "--max-top1-drop", "1"], "--data-dir"),
         (["--precision", "fp16", "--output", "q.plan"], "name an .onnx file"),
         (["--precision", "int8", "--ranges", "r", "--calibration", "c"], "give one of them"),
+        (["--precision", "int8", "--ranges", "r", "--max-logit-error", "1"], "is judged on"),
         (["--precision", "fp16", "--ranges", "r"], "--ranges goes with int8 and fp8"),
         (["--precision", "int8", "--calibration", "c", "--smooth", "2"], "between 0 and 1"),
         (["--precision", "fp16", "--keep-float32", "nobody"], "the graph has no such node"),
