@@ -13,7 +13,7 @@ from slimdeploy.measure.sweep import SweepGroup, group_points
 from slimdeploy.report.front import DenseReference, draw_front, front_figure
 from slimdeploy.report.front_table import front_table
 from tests.measure.test_accuracy import accuracy_of
-from tests.measure.test_sweep import latency, point
+from tests.measure.test_sweep_record import latency, point
 from tests.report.test_tables import lines_of, shown
 
 DENSE = DenseReference(top1=0.9, macs=1e9, name="vit")
