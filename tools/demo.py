@@ -91,7 +91,7 @@ def slim_and_export(live: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     sched, data = OUT / "sched.json", ["--data-dir", DATA]
     dense_weights = ["--checkpoint", MODEL / "model.safetensors"]
     run(
-        "slim", "--model", NAME, *dense_weights, *data, "--mac-reduction", 0.46,
+        "slim", "--model", NAME, *dense_weights, *data, "--mac-reduction", 0.46, "--shape", "auto",
         "--output", OUT / "search.json",
     )  # fmt: skip
     ship_or_finetune(live)

@@ -87,7 +87,7 @@ CASES = (
     Case(images=64),
     Case(impact="path", images=64),
     Case(impact="attention", images=64),
-    Case(impact="cover", search_images=64, reconstruct="refit", shape="auto"),  # as by default
+    Case(impact="cover", search_images=64, reconstruct="refit", shape="auto"),
     Case(images=8, tokens=1370),
     Case(impact="path", images=8, tokens=1370),
     Case(images=64, depth=36),

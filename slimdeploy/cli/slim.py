@@ -42,7 +42,7 @@ def slim(
     split: str | None = None,
     mac_reduction: float | None = None,
     tolerance: float | None = None,
-    shape: ShapeChoice = "auto",
+    shape: ShapeChoice = "geometric",
     multiple_of: int = 1,
     impact: ImpactName | None = None,
     reconstruct: Reconstruct = "refit",

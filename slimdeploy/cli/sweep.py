@@ -39,7 +39,7 @@ def sweep(
     seeds: str = "0",
     split: str | None = None,
     calibration_split: str | None = None,
-    shape: ShapeChoice = "auto",
+    shape: ShapeChoice = "geometric",
     multiple_of: int = 1,
     reconstruct: Reconstruct = "refit",
     images: int = 192,

@@ -44,7 +44,7 @@ class ForwardRequest:
     """
 
     mac_reduction: float
-    shape: ShapeChoice = "auto"
+    shape: ShapeChoice = "geometric"
     multiple_of: int = 1
     impact: ForwardImpact = "cover"
     reconstruct: Literal["refit", "none"] = "refit"

@@ -32,7 +32,7 @@ class SlimRequest:
 
     mac_reduction: float | None = None
     tolerance: float | None = None
-    shape: ShapeChoice = "auto"
+    shape: ShapeChoice = "geometric"
     multiple_of: int = 1
     impact: ImpactName = "cover"
     reconstruct: Reconstruct = "refit"

@@ -27,7 +27,7 @@ def run(model: Any, request: SlimRequest, saved: SearchState | None = None) -> t
 def test_a_choice_is_remembered_by_a_run_that_goes_on(
     make_vit: Callable[..., Any], tmp_path: Path
 ) -> None:
-    request = SlimRequest(mac_reduction=0.4)
+    request = SlimRequest(mac_reduction=0.4, shape="auto")
     first, lines = run(make_vit(), request)
     assert first.shape in TRIED
     assert sum("held-out error" in line for line in lines) == len(TRIED)
