@@ -65,7 +65,8 @@ def test_both_paths_measure_the_same_errors_and_take_the_least(case: Case, refit
 
 
 def test_the_chosen_shape_is_what_the_graph_has(case: Case) -> None:
-    found = slim_forward(case.model, case.geometry, case.images, ForwardRequest(BUDGET, shape="auto"))
+    request = ForwardRequest(BUDGET, shape="auto")
+    found = slim_forward(case.model, case.geometry, case.images, request)
     assert found.shape in TRIED
     counts = counts_for_budget(case.geometry, BUDGET, found.shape)
     assert [block.queries for block in found.blocks] == counts
