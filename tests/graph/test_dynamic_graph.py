@@ -174,3 +174,10 @@ def test_a_probe_of_two_blocks_still_chooses() -> None:
     made = slimmed("plain", "dynamo18", "token-norm", GraphOptions(prefix_blocks=2))
     assert [block.queries for block in made.blocks] == counts_of("plain")[:2]
     assert len(choice_names(made.model) or []) == 2
+
+
+def test_a_predictor_needs_no_number_beyond_half_precision() -> None:
+    made = slimmed("plain", "dynamo18", "predictor").model
+    first = [t for t in made.graph.initializer if t.name.endswith("choice.first")]
+    assert len(first) == 2
+    assert all(abs(onnx.numpy_helper.to_array(t)).max() <= 65504 for t in first)

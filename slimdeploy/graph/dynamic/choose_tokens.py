@@ -23,6 +23,8 @@ from slimdeploy.graph.passes.split_projections import SplitProjections
 from slimdeploy.graph.rewrite import Rewriter
 from slimdeploy.graph.work import Tensor, Work, is_constant
 
+_BOUND = 1e4
+
 
 class ChooseTokens(SelectTokens):
     """Compute in each block the tokens that score best, in the numbers of a schedule.
@@ -118,7 +120,8 @@ class _Chooser(Rewriter):
             held = [self.plan.tokens, *self.plan.counts][index]
             sizes = self.plan.counts[index], held, self.plan.prefix
             scores = self._scores(index, stem)
-            self._rows[index], name = best_rows(self.work, scores, stem, sizes, type_)
+            bounded = self._bounded(index)
+            self._rows[index], name = best_rows(self.work, scores, stem, sizes, type_, bounded)
             self.chosen[index] = name
         return self._rows[index]
 
@@ -132,6 +135,12 @@ class _Chooser(Rewriter):
         weight = dynamic.weights[index]
         assert weight is not None
         return predictor_scores(self.work, stream, stem, weight)
+
+    def _bounded(self, index: int) -> bool:
+        """Whether scores stay far below half precision's end: |w · x̂| is at most |w| times √D."""
+        weights = self.plan.dynamic.weights
+        weight = weights[index] if weights else None
+        return weight is not None and len(weight) * sum(w * w for w in weight) < _BOUND**2
 
     def _key_norms(self, key: Tensor, stem: str) -> Tensor:
         shape, axes = self.work.facts.shape(key.name), self.flow.axes[key.name]

@@ -14,7 +14,8 @@ from slimdeploy.graph.work import Tensor, Work
 
 _LAYER_NORM_OPSET = 17
 _AXES_AS_INPUT_OPSET = 18
-_LARGEST: dict[int, float] = {onnx.TensorProto.FLOAT16: 6e4}
+_ABOVE_BOUNDED, _ABOVE_HALF, _ABOVE_ALL = 2e4, 6e4, 3e38
+"""More than any score: of a bounded scorer, in half precision, and in the rest."""
 
 
 def predictor_scores(work: Work, x: Tensor, stem: str, weight: tuple[float, ...]) -> Tensor:
@@ -45,17 +46,25 @@ def squared_norms(work: Work, tensor: Tensor, stem: str, axis: int, rank: int) -
 
 
 def best_rows(
-    work: Work, scores: Tensor, stem: str, sizes: tuple[int, int, int], type_: int
+    work: Work,
+    scores: Tensor,
+    stem: str,
+    sizes: tuple[int, int, int],
+    type_: int,
+    bounded: bool = False,
 ) -> tuple[Tensor, str]:
     """Rows of the best tokens for GatherND, [B, count, 1], and the name of the same as [B, count].
 
     Args:
         sizes: how many tokens are kept, of how many, and how many prefix tokens come first.
         type_: element type of the scores, in onnx's numbers.
+        bounded: whether no score comes near the end of half precision; then the nodes can be
+            brought into it later.
     """
     count, held, prefix = sizes
     dtype = onnx.helper.tensor_dtype_to_np_dtype(type_)
-    largest = _LARGEST.get(type_, 3e38)
+    half = type_ == onnx.TensorProto.FLOAT16
+    largest = _ABOVE_BOUNDED if bounded else _ABOVE_HALF if half else _ABOVE_ALL
     mask, always = np.zeros((1, held), bool), np.zeros((1, held), dtype)
     mask[:, :prefix] = True
     always[:, :prefix] = np.linspace(largest, largest / 2, prefix)  # falling: they keep their order
