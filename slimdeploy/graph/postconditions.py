@@ -73,7 +73,7 @@ def _check_operators(model: onnx.ModelProto, dense: onnx.ModelProto | None, choi
     have = Counter(node.op_type for node in model.graph.node)
     allowed = Counter(node.op_type for node in dense.graph.node) if dense else Counter[str]()
     allowed.update({"TopK": choices, "GatherND": 2 * choices})
-    for op in DYNAMIC_OPS:
+    for op in sorted(DYNAMIC_OPS):
         if have[op] > allowed[op]:
             raise GraphError(f"{have[op] - allowed[op]} {op} nodes were added")
 
