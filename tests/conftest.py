@@ -18,6 +18,11 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork run first: once this process has computed a gradient, its children cannot."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
 def geometry(**changes: Any) -> ModelGeometry:
     """A small model's geometry: 4x4 patches and a class token, 4 layers."""
     fields: dict[str, Any] = {

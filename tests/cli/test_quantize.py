@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -316,9 +314,15 @@ def test_a_killed_run_leaves_no_output(dense: Path, calibration: Path) -> None:
     out = dense.with_name("q.onnx")
     words = ["quantize", dense, "--precision", "int8", "--calibration", calibration, "--output",
              out]  # fmt: skip
-    code = f"from slimdeploy.cli import main; main({[str(word) for word in words]!r})"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    time.sleep(1.5)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    # Killed at the moment when the first of its outputs would appear under its own name.
+    code = (
+        "import os, signal, sys\n"
+        "def die(event, words):\n"
+        f"    if event == 'os.rename' and os.fspath(words[1]).startswith({str(out)[:-5]!r}):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(die)\n"
+        f"from slimdeploy.cli import main; main({[str(word) for word in words]!r})"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=False)
+    assert process.returncode == -signal.SIGKILL
     assert {path.name for path in dense.parent.glob("q*")} == set()

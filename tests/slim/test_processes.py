@@ -19,6 +19,8 @@ from slimdeploy.slim.world import World, join_world
 from tests.slim.killing import Killed, in_child
 from tests.slim.test_resume import finetune
 
+pytestmark = pytest.mark.forks
+
 
 def run_together(words: list[str], processes: int = 2) -> None:
     """Run a command as torchrun would, in processes forked from this one."""

@@ -9,6 +9,8 @@ import pytest
 
 from tests.slim.killing import Killed
 
+pytestmark = pytest.mark.forks
+
 BUDGET = ("--mac-reduction", 0.4)
 TOLERANCE = ("--tolerance", 0.05)
 EVERY_WAY = pytest.mark.parametrize(

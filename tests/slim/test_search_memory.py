@@ -17,6 +17,8 @@ from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.timm_models import describe
 
+pytestmark = pytest.mark.forks
+
 TOKENS, HEADS, IMAGES = 577, 3, 4
 STREAM = 4 * IMAGES * TOKENS * 48
 """Bytes of the residual stream."""
