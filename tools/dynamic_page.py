@@ -19,12 +19,13 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Per-image choice against static positions",
         "",
-        "Made by `python -m tools.dynamic_table --output docs/bench/dynamic`. "
+        "Made by `python -m tools.dynamic_table --output docs/bench/dynamic`; the rows that are "
+        "missing were not run. "
         f"`{settings['model']}` on {settings['data']}, {settings['images']} unlabelled calibration "
         f"images, {settings['test_images']} test images, dense top-1 {dense.mean():.2%}.",
         "",
         "Static and the dynamic forms (named by their scorers) each take the shape of counts that "
-        "`slim` finds best for them; the cost of scoring is in the MACs, that of ToMe's "
+        "`slim --shape auto` finds best for them; the cost of scoring is in the MACs, that of ToMe's "
         "similarities is not. EViT and ToMe are written from their papers "
         "(`tools/peers`), lose tokens between attention and MLP, and like the others compute in "
         "the last block only the class token.",

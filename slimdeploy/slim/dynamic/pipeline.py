@@ -36,7 +36,7 @@ class DynamicRequest:
 
     scorer: Scorer
     mac_reduction: float
-    shape: ShapeChoice = "auto"
+    shape: ShapeChoice = "geometric"
     multiple_of: int = 1
     refit: RefitOptions | None = field(default_factory=RefitOptions)
     search_images: int = 64
