@@ -25,8 +25,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"images, {settings['test_images']} test images, dense top-1 {dense.mean():.2%}.",
         "",
         "Static and the dynamic forms (named by their scorers) each take the shape of counts that "
-        "`slim --shape auto` finds best for them; the cost of scoring is in the MACs, that of ToMe's "
-        "similarities is not. EViT and ToMe are written from their papers "
+        "`slim --shape auto` finds best for them; the cost of scoring is in the MACs, that of "
+        "ToMe's similarities is not. EViT and ToMe are written from their papers "
         "(`tools/peers`), lose tokens between attention and MLP, and like the others compute in "
         "the last block only the class token.",
         "",
@@ -51,7 +51,8 @@ def _accuracy(record: dict[str, Any], dense: NDArray[np.float64]) -> list[str]:
     head = " | ".join(f"{name} | cosine" for name in names)
     lines = [f"| MACs saved | method | GMAC | {head} |", "|---|---|---|" + "---|" * 6]
     rows = {(r["reduction"], r["method"], r["stage"]): r for r in record["accuracy"]}
-    for reduction, method in dict.fromkeys((r, m) for r, m, _ in rows):
+    found = dict.fromkeys((r, m) for r, m, _ in rows)
+    for reduction, method in sorted(found, key=lambda pair: pair[0]):
         first = rows[reduction, method, STAGES[0]]
         saved = 1 - first["macs"] / settings["dense_macs"]
         shape = first.get("shape")
