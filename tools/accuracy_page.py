@@ -22,6 +22,15 @@ MACs saved are those of the kept counts, at least the budget's. Nothing was chos
 images. Each row was made by
 
     python -m tools.accuracy_table run --study S --mac-reduction R --impact I --shape C --seed N
+
+The dense model of Fashion-MNIST, of which the repository holds no weights, was made by
+
+    python -m tools.fashion_mnist.prepare
+    python -m tools.train_dense --model vit_small_patch14_dinov2 --data-dir build/fashion_mnist \\
+        --stages 98:1.2,196:0.2 --batch-size 128 --lr 3e-4 --freeze-blocks 4 --save last \\
+        --output build/fm/dense.safetensors
+
+in 43 minutes of one core, from DINOv2's weights stored in half precision.
 """
 
 

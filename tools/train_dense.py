@@ -203,7 +203,7 @@ def train(arguments: argparse.Namespace) -> None:
         input_size=(3, size, size), crop_pct=1.0, interpolation="bicubic", mean=MEAN, std=STD
     )
     save_weights(
-        ema.module.eval(),
+        (model if arguments.save == "last" else ema.module).eval(),
         arguments.output,
         name=arguments.model,
         preprocessing=preprocessing,
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--drop-path", type=float, default=0.0)
     parser.add_argument("--ema-decay", type=float, default=0.995)
     parser.add_argument("--freeze-blocks", type=int, default=0, help="first blocks left alone")
+    parser.add_argument("--save", choices=["average", "last"], default="average", help="weights")
     parser.add_argument("--dihedral", action="store_true", help="for images without an upside")
     parser.add_argument("--val-images", type=int, default=2000, help="drawn evenly")
     parser.add_argument("--check-every", type=int, default=200, help="steps between checkpoints")
