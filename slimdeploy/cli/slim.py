@@ -26,7 +26,7 @@ from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.schedule import KeepSchedule, Provenance
-from slimdeploy.slim.choices import ImpactName, Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
 
 if TYPE_CHECKING:
     from slimdeploy.images import ImageFolder
@@ -117,7 +117,7 @@ def slim(
         tolerance=tolerance,
         shape=shape,
         multiple_of=multiple_of,
-        impact=impact or "cover",
+        impact=impact or DEFAULT_IMPACT,
         reconstruct=reconstruct,
         step=10 if step is None else step,
         seed=seed,

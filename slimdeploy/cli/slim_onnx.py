@@ -25,7 +25,7 @@ from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.manifest import manifest_path
 from slimdeploy.preprocessing import Preprocessing
-from slimdeploy.slim.choices import Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
 
 if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, Progress
@@ -69,7 +69,7 @@ class OnnxSlim:
             mac_reduction=self.mac_reduction,
             shape=self.shape,
             multiple_of=self.multiple_of,
-            impact=require_forward(self.impact or "cover"),
+            impact=require_forward(self.impact or DEFAULT_IMPACT),
             reconstruct=self.reconstruct,
             seed=self.seed,
             search_images=self.search_images,

@@ -17,7 +17,7 @@ from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import GateError, InputError, requires
 from slimdeploy.files import check_writable, write_text
 from slimdeploy.measure.sweep import DropBy
-from slimdeploy.slim.choices import Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
 
 if TYPE_CHECKING:
     from slimdeploy.cli.sweep_run import Sweep, Swept
@@ -167,7 +167,7 @@ def _opened(
 
     points = points_of(
         listed("--mac-reduction", mac_reduction, float, "0.3,0.46"),
-        listed("--impact", impact or source.default_impact, str, "cover,grid"),
+        listed("--impact", impact or DEFAULT_IMPACT, str, "cover,grid"),
         listed("--seeds", seeds, int, "0,1"),
     )
     check_points(source, points)

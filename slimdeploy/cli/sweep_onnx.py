@@ -21,6 +21,7 @@ from slimdeploy.forward.choices import require_forward
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import ModelGeometry
+from slimdeploy.slim.choices import DEFAULT_IMPACT
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class OnnxSource:
     def _opened(self) -> tuple[ModelGeometry, Preprocessing]:
         dense = open_dense(self.path, separated(self.flags.outputs))
         require_droppable(dense)
-        flags = self._slim(Point(self.default_impact, 0.5, 0))
+        flags = self._slim(Point(DEFAULT_IMPACT, 0.5, 0))
         check_pooling(dense, flags)
         return dense.geometry, flags.preprocessing(dense)
 
@@ -50,10 +51,6 @@ class OnnxSource:
     @property
     def preprocessing(self) -> Preprocessing:
         return self._opened[1]
-
-    @property
-    def default_impact(self) -> str:
-        return "cover"
 
     @property
     def inputs(self) -> list[Path]:

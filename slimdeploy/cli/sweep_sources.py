@@ -49,9 +49,6 @@ class Source(Protocol):
     def preprocessing(self) -> Preprocessing: ...
 
     @property
-    def default_impact(self) -> str: ...
-
-    @property
     def inputs(self) -> list[Path]:
         """The files it is read from."""
         ...

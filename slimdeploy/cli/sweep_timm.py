@@ -49,10 +49,6 @@ class TimmSource:
         return self._opened[1]
 
     @property
-    def default_impact(self) -> str:
-        return "joint"
-
-    @property
     def inputs(self) -> list[Path]:
         return [] if self.checkpoint is None else [self.checkpoint]
 

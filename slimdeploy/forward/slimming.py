@@ -24,6 +24,7 @@ from slimdeploy.graph.masked import masked_graph
 from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
 from slimdeploy.schedule import Layer, ModelGeometry
+from slimdeploy.slim.choices import DEFAULT_IMPACT
 
 _CHECKED = 4
 _WORSE = "the refit made the held-out error larger: give more --images, or a larger --ridge"
@@ -46,7 +47,7 @@ class ForwardRequest:
     mac_reduction: float
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
-    impact: ForwardImpact = "cover"
+    impact: ForwardImpact = DEFAULT_IMPACT
     reconstruct: Literal["refit", "none"] = "refit"
     seed: int = 0
     search_images: int = 64

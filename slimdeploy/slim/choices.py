@@ -1,9 +1,11 @@
 """Names a user chooses from; without torch, so that `--help` knows them on any machine."""
 
-from typing import Literal
+from typing import Final, Literal
 
 ImpactName = Literal[
     "cover", "joint", "path", "attention", "class-attention", "grid", "centre", "random"
 ]
+DEFAULT_IMPACT: Final = "cover"
+"""Of `slim` and `sweep`, from a timm model and from a file."""
 Reconstruct = Literal["refit", "gradient", "none"]
 Exporter = Literal["dynamo", "torchscript"]

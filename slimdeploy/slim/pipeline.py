@@ -13,7 +13,7 @@ from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.errors import InputError
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
-from slimdeploy.slim.choices import ImpactName, Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
 from slimdeploy.slim.impact import Impact, make_impact
 from slimdeploy.slim.reconstruct import GradientOptions
 from slimdeploy.slim.refit import RefitOptions, refit_model
@@ -34,7 +34,7 @@ class SlimRequest:
     tolerance: float | None = None
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
-    impact: ImpactName = "cover"
+    impact: ImpactName = DEFAULT_IMPACT
     reconstruct: Reconstruct = "refit"
     step: int = 10
     seed: int = 0
