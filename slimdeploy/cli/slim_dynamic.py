@@ -28,20 +28,19 @@ def dynamic_request(
         InputError: for flags of the search, which has nothing to do here, or no budget.
     """
     from slimdeploy.slim.dynamic import DynamicRequest
+    from slimdeploy.slim.pipeline import SlimRequest
 
+    looked_at = request.search_images
     refuse(
         "--dynamic, which searches no positions", impact=impact, tolerance=request.tolerance,
-        step=step,
+        step=step, search_images=None if looked_at == SlimRequest.search_images else looked_at,
     )  # fmt: skip
     if request.reconstruct == "gradient":
         raise InputError("--reconstruct gradient: does not go with --dynamic; use refit or none")
     if request.mac_reduction is None:
         raise InputError("--dynamic: give a budget with --mac-reduction, as 0.46")
     refit = request.refit if request.reconstruct == "refit" else None
-    return DynamicRequest(
-        scorer, request.mac_reduction, request.shape, request.multiple_of, refit,
-        request.search_images,
-    )  # fmt: skip
+    return DynamicRequest(scorer, request.mac_reduction, request.shape, request.multiple_of, refit)
 
 
 def dynamic_schedule(

@@ -10,24 +10,56 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slimdeploy.counts import Shape, best_shape, counts_for_budget
+from slimdeploy.schedule import ModelGeometry
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import Impact
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.refit import RefitOptions, refit_model
 from slimdeploy.slim.search import top_up
+from slimdeploy.slim.types import Vit
 
 _EVERY = 4
 """One in so many images is held out."""
 
 
+def closest_shape(
+    dense: Vit,
+    geometry: ModelGeometry,
+    images: Tensor,
+    make: Callable[[Calibration, Shape], Any],
+    progress: Callable[[str], None] | None = None,
+) -> Shape:
+    """The shape whose slim model is closest to the dense one, in what the head reads.
+
+    Args:
+        images: all calibration images, [n, C, H, W].
+        make: the slim model of a shape, fitted to the images it is given.
+        progress: called with a line for each shape.
+    """
+    held = torch.arange(len(images)) % _EVERY == _EVERY - 1
+    fit, seen = (images[~held], images[held]) if held.any() else (images, images)
+    fitted, reads = Calibration(dense, geometry, fit), list(geometry.head_reads)
+    with torch.no_grad():
+        wanted = torch.cat([dense.forward_features(x)[:, reads] for x in seen.split(16)])
+
+    def error(shape: Shape) -> float:
+        slim = make(fitted, shape)
+        with torch.no_grad():
+            found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
+        return float((found - wanted).square().sum() / wanted.square().sum())
+
+    return best_shape(error, progress)
+
+
 @dataclass(frozen=True)
 class Trial:
-    """Slims a model by a shape of counts, and measures.
+    """Slims a model to static positions by a shape of counts.
 
     Attributes:
         state: the images that the search looks at; its `keep` is filled in.
@@ -45,24 +77,15 @@ class Trial:
 
     def best(self, progress: Callable[[str], None] | None = None) -> Shape:
         """The shape with the least error."""
-        dense, geometry, images = self.state.dense, self.state.geometry, self.images
-        held = torch.arange(len(images)) % _EVERY == _EVERY - 1
-        fit, seen = (images[~held], images[held]) if held.any() else (images, images)
-        fitted, reads = Calibration(dense, geometry, fit), list(geometry.head_reads)
-        with torch.no_grad():
-            wanted = torch.cat([dense.forward_features(x)[:, reads] for x in seen.split(16)])
+        dense, geometry = self.state.dense, self.state.geometry
+        return closest_shape(dense, geometry, self.images, self._made, progress)
 
-        def error(shape: Shape) -> float:
-            keep = self._choose(shape)
-            model = dense if self.refit is None else copy.deepcopy(dense)
-            if self.refit is not None:
-                refit_model(fitted, model, keep, self.refit)
-            slim = SlimVit(model, keep).eval()
-            with torch.no_grad():
-                found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
-            return float((found - wanted).square().sum() / wanted.square().sum())
-
-        return best_shape(error, progress)
+    def _made(self, fitted: Calibration, shape: Shape) -> SlimVit:
+        keep, model = self._choose(shape), self.state.dense
+        if self.refit is not None:
+            model = copy.deepcopy(model)
+            refit_model(fitted, model, keep, self.refit)
+        return SlimVit(model, keep).eval()
 
     def _choose(self, shape: Shape) -> list[list[int]]:
         state, geometry = self.state, self.state.geometry

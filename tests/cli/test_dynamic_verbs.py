@@ -138,6 +138,7 @@ def test_select_is_refused(
     [
         (["--tolerance", 0.1], "--tolerance: does not go with --dynamic"),
         (["--impact", "path", "--mac-reduction", 0.4], "--impact: does not go with --dynamic"),
+        (["--search-images", 9, "--mac-reduction", 0.4], "--search-images: does not go with --dyn"),
         (["--reconstruct", "gradient", "--mac-reduction", 0.4], "--reconstruct gradient: does not"),
         ([], "--dynamic: give a budget with --mac-reduction"),
         (["--mac-reduction", 1.5], "--mac-reduction 1.5: must be at least 0 and below 1"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimdeploy.counts import TRIED, Shape, ShapeChoice, best_shape, counts_for_budget
+from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.macs import dense_macs
 from slimdeploy.positions import keep_by_rank
@@ -20,18 +20,16 @@ from slimdeploy.slim.dynamic.model import DynamicVit
 from slimdeploy.slim.dynamic.predictor import fit_predictor
 from slimdeploy.slim.dynamic.refit import refit_dynamic
 from slimdeploy.slim.refit import RefitOptions
+from slimdeploy.slim.shapes import closest_shape
 from slimdeploy.slim.types import Vit
-
-_EVERY = 4
-"""One in so many images is held out when shapes are tried."""
 
 
 @dataclass(frozen=True)
 class DynamicRequest:
     """What to make: a scorer and a budget. `refit` None leaves the weights as they are.
 
-    With the shape `auto`, each of `TRIED` is made from three quarters of `search_images` of the
-    images, and the one is taken that is closest to the dense model on the others.
+    With the shape `auto`, each of `TRIED` is made from three quarters of the images, and the one is
+    taken that is closest to the dense model on the others.
     """
 
     scorer: Scorer
@@ -39,7 +37,6 @@ class DynamicRequest:
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
     refit: RefitOptions | None = field(default_factory=RefitOptions)
-    search_images: int = 64
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,11 @@ def dynamic_model(
     """
     shape = request.shape
     if shape == "auto":
-        shape = _best_shape(dense, geometry, images, request, progress)
+
+        def made(fitted: Calibration, tried: Shape) -> DynamicVit:
+            return _made(fitted, dynamic_counts(geometry, request, tried), request)[0]
+
+        shape = closest_shape(dense, geometry, images, made, progress)
     state, counts = Calibration(dense, geometry, images), dynamic_counts(geometry, request, shape)
     slim, dynamic = _made(state, counts, request, progress)
     layers = _most_chosen(state, slim, geometry, counts)
@@ -109,30 +110,6 @@ def _made(
     if request.refit is not None:
         refit_dynamic(state, slim, request.refit, lambda layer: say(f"layer {layer}: refitted"))
     return slim.eval(), dynamic
-
-
-def _best_shape(
-    dense: Vit,
-    geometry: ModelGeometry,
-    images: Tensor,
-    request: DynamicRequest,
-    progress: Callable[[str], None] | None,
-) -> Shape:
-    """The shape of `TRIED` whose model is closest to the dense one on held-out images."""
-    looked_at = min(len(images), request.search_images)
-    some = images[torch.arange(looked_at) * len(images) // looked_at]
-    held = torch.arange(looked_at) % _EVERY == _EVERY - 1
-    fit, seen = (some[~held], some[held]) if held.any() else (some, some)
-    state, reads = Calibration(dense, geometry, fit), list(geometry.head_reads)
-
-    @torch.no_grad()
-    def error(shape: Shape) -> float:
-        slim, _ = _made(state, dynamic_counts(geometry, request, shape), request)
-        wanted = torch.cat([dense.forward_features(x)[:, reads] for x in seen.split(16)])
-        found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
-        return float((found - wanted).square().sum() / wanted.square().sum())
-
-    return best_shape(error, progress)
 
 
 def dynamic_counts(geometry: ModelGeometry, request: DynamicRequest, shape: Shape) -> list[int]:
