@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -113,29 +114,49 @@ def slim(
         from slimdeploy.slim.refit import RefitOptions
 
     request = SlimRequest(
-        mac_reduction=mac_reduction,
-        tolerance=tolerance,
-        shape=shape,
-        multiple_of=multiple_of,
-        impact=impact or DEFAULT_IMPACT,
-        reconstruct=reconstruct,
-        step=10 if step is None else step,
-        seed=seed,
-        search_images=search_images,
-        refit=RefitOptions(strength=ridge),
-    )
-    kwargs = {} if img_size is None else {"img_size": img_size}
-    schedule_path = output or Path("sched.json")
-    weights = output_checkpoint or schedule_path.with_suffix(".safetensors")
+        mac_reduction=mac_reduction, tolerance=tolerance, shape=shape, multiple_of=multiple_of,
+        impact=impact or DEFAULT_IMPACT, reconstruct=reconstruct, step=10 if step is None else step,
+        seed=seed, search_images=search_images, refit=RefitOptions(strength=ridge),
+    )  # fmt: skip
+    flags = _TimmFlags(str(model), checkpoint, data_dir, split, images, img_size)
+    dynamic_flags = (dynamic, impact, step)
+    _slim_timm(flags, request, dynamic_flags, output or Path("sched.json"), output_checkpoint, json)
+
+
+@dataclass(frozen=True)
+class _TimmFlags:
+    """Which model, and on which images; the flags of `slim --model`."""
+
+    model: str
+    checkpoint: Path | None
+    data_dir: Path
+    split: str | None
+    images: int
+    img_size: int | None
+
+
+def _slim_timm(
+    flags: _TimmFlags,
+    request: SlimRequest,
+    dynamic_flags: tuple[Scorer | None, ImpactName | None, int | None],
+    schedule_path: Path,
+    weights: Path | None,
+    json: bool,
+) -> None:
+    """Search static positions, or scorers where each image chooses; write, and say what came."""
+    checkpoint, seed = flags.checkpoint, request.seed
+    weights = weights or schedule_path.with_suffix(".safetensors")
     check_writable(schedule_path, checkpoint)
     check_writable(weights, checkpoint, schedule_path)
     make: Callable[..., KeepSchedule] = partial(search_schedule, request)
-    if dynamic is not None:
+    scorer, impact, step = dynamic_flags
+    if scorer is not None:
         from slimdeploy.cli.slim_dynamic import dynamic_request, dynamic_schedule
 
-        make = partial(dynamic_schedule, dynamic_request(dynamic, request, impact, step), seed)
-    sample = draw_images(data_dir, split, images, seed)
-    schedule = make(str(model), checkpoint, kwargs, sample, schedule_path, weights)
+        make = partial(dynamic_schedule, dynamic_request(scorer, request, impact, step), seed)
+    sample = draw_images(flags.data_dir, flags.split, flags.images, seed)
+    kwargs = {} if flags.img_size is None else {"img_size": flags.img_size}
+    schedule = make(flags.model, checkpoint, kwargs, sample, schedule_path, weights)
     result = {"schedule": str(schedule_path), **summary(schedule)}
     show(result, summary_table(schedule), json)
 

@@ -109,8 +109,8 @@ def _selections(kernels: Sequence[EngineLayer]) -> Finding | None:
     if not alone:
         return None
     message = (
-        f"kernels that only select tokens, fused with no neighbour: {len(alone)}; try "
-        "export --select slice"
+        f"kernels that only select tokens, fused with no neighbour: {len(alone)}; "
+        "positions that are static can be written otherwise: export --select slice"
     )
     return Finding("selection-alone", message, tuple(alone))
 
