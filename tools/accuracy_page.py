@@ -65,16 +65,17 @@ def table(rows: list[Row]) -> list[str]:
     for row in rows:
         groups[row["impact"], row.get("shape", "geometric")].append(row)
     lines = [
-        "| impact | counts | seeds | "
+        "| impact | counts | seeds | images | "
         + " | ".join(STAGES.values())
         + " | agreement | search and refit, CPU s |",
-        "|---|---|---|" + "---|" * len(STAGES) + "---|---|",
+        "|---|---|---|---|" + "---|" * len(STAGES) + "---|---|",
     ]
     order = sorted(groups, key=lambda g: -_mean(groups[g], "refit", "top1"))
     for group in order:
         found = groups[group]
         seeds = ", ".join(str(r["seed"]) for r in found)
-        cells = [*group, seeds, *(_cell(found, stage) for stage in STAGES)]
+        judged = "/".join(str(n) for n in sorted({r["refit"]["n"] for r in found}))
+        cells = [*group, seeds, judged, *(_cell(found, stage) for stage in STAGES)]
         agreement = 100 * _mean(found, "refit", "agreement")
         seconds = sum(r["cpu_seconds"] for r in found) / len(found)
         lines.append("| " + " | ".join([*cells, f"{agreement:.2f} %", f"{seconds:.0f}"]) + " |")

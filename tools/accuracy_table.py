@@ -12,6 +12,7 @@ file at once. The test split is looked at here only; nothing is chosen by it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from dataclasses import dataclass, field, replace
@@ -184,6 +185,7 @@ def run(
             tuned = WORK / study / f"{name}-tuned.safetensors"
             if not tuned.is_file():
                 _finetuned(bench, schedule, refit, seed, tuned)
+            about |= json.loads(tuned.with_suffix(".seconds").read_text())
             model, _ = load_model(bench.study.model, tuned, bench.study.kwargs)
         judged = bench.judge(model, keep, f"{name}-{stage}")
         record(study, key, {**about, stage: judged}, amp_dtype)
@@ -233,13 +235,25 @@ def _finetuned(
     runner = Finetuner(
         bench.model, start, schedule, data, bench.preprocessing, seeded, state_path=state
     )
-    save_weights(runner.run(), path, name=bench.study.model, preprocessing=bench.preprocessing)
+    cpu = time.process_time()
+    model = runner.run()
+    seconds = {"finetune_cpu_seconds": time.process_time() - cpu}
+    write_text(path.with_suffix(".seconds"), json.dumps(seconds))
+    save_weights(model, path, name=bench.study.model, preprocessing=bench.preprocessing)
     runner.finished()
 
 
 def record(study: str, key: dict[str, Any], found: dict[str, Any], amp: AmpDtype) -> None:
     """Add what was measured to the study's JSON file."""
     path = RECORDS / f"{study}.json"
+    WORK.mkdir(parents=True, exist_ok=True)
+    with (WORK / "lock").open("w") as lock:  # two runs may share the file
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _add(path, study, key, found, amp)
+    note(json.dumps(found))
+
+
+def _add(path: Path, study: str, key: dict[str, Any], found: dict[str, Any], amp: AmpDtype) -> None:
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     row = next((r for r in rows if all(r[k] == v for k, v in key.items())), None)
     if row is None:
@@ -248,7 +262,6 @@ def record(study: str, key: dict[str, Any], found: dict[str, Any], amp: AmpDtype
     rows.sort(key=lambda r: (r["mac_reduction"], r["impact"], r["shape"], r["seed"]))
     text = json.dumps({"study": STUDIES[study].title, "computed_in": amp, "rows": rows}, indent=1)
     write_text(path, text + "\n")
-    note(json.dumps(found))
 
 
 @app.command

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from slimdeploy.errors import InputError
 from slimdeploy.preprocessing import Interpolation, Preprocessing
 
@@ -30,3 +32,24 @@ def given_preprocessing(
     fields = {"input_size": size, "mean": mean, "std": std}
     shape = {"interpolation": interpolation, "crop_pct": crop_pct}
     return Preprocessing.parse({**fields, **shape}, "--mean, --std, --interpolation, --crop-pct")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images become the model's input, for a file whose manifest records none.
+
+    Attributes:
+        mean: what its images are normalised by (default: as its manifest says); with --std.
+        std: likewise.
+        interpolation: how its images are resized.
+        crop_pct: the share of the resized image's shorter edge that the central crop keeps.
+    """
+
+    mean: Triple | None = None
+    std: Triple | None = None
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0
+
+    def stated(self, size: tuple[int, int, int]) -> Preprocessing | None:
+        """`given_preprocessing` of these flags."""
+        return given_preprocessing(size, self.mean, self.std, self.interpolation, self.crop_pct)

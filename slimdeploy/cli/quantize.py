@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from slimdeploy.cli.preprocessing import Triple
+from cyclopts import Parameter
+
+from slimdeploy.cli.preprocessing import Pixels
+from slimdeploy.cli.quantize_flags import Gates
 from slimdeploy.errors import InputError
 from slimdeploy.precision.options import Part, Precision, Rest
 from slimdeploy.precision.thresholds import Method
-from slimdeploy.preprocessing import Interpolation
 
 
 def quantize(
@@ -28,14 +31,8 @@ def quantize(
     leave: tuple[str, ...] = (),
     least_rows: int = 16,
     keep_float32: tuple[str, ...] = (),
-    mean: Triple | None = None,
-    std: Triple | None = None,
-    interpolation: Interpolation = "bicubic",
-    crop_pct: float = 1.0,
-    data_dir: Path | None = None,
-    data_split: str | None = None,
-    max_top1_drop: float | None = None,
-    max_logit_error: float | None = None,
+    pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
+    gates: Annotated[Gates, Parameter(name="*")] = Gates(),  # noqa: B008 (frozen)
     threads: int | None = None,
     output: Path = Path("quantized.onnx"),
     output_ranges: Path | None = None,
@@ -69,15 +66,6 @@ def quantize(
         least_rows: products of fewer rows an image are not quantised: nothing would be gained.
         keep_float32: nodes that keep float32, by node or output name; "overflow" keeps those that
             the scan finds.
-        mean: of the preprocessing, for a file whose manifest records none; with --std.
-        std: see --mean.
-        interpolation: see --mean.
-        crop_pct: see --mean.
-        data_dir: labelled images for --max-top1-drop.
-        data_split: of these (test if there is one).
-        max_top1_drop: fail (exit 1) if top-1 is more points below the float32 file's, as 0.5.
-        max_logit_error: fail (exit 1) if an output differs by more of the outputs' scale, as 0.05,
-            on the calibration images.
         threads: of the runtime (default: its own choice).
         output: the ONNX file to write; its manifest goes beside it.
         output_ranges: where the ranges go (default: beside the output, as .ranges.json).
@@ -104,11 +92,8 @@ def quantize(
         images=images,
         seed=seed,
         split=split,
-        pixels=(mean, std, interpolation, crop_pct),
-        data_dir=data_dir,
-        data_split=data_split,
-        max_top1_drop=max_top1_drop,
-        max_logit_error=max_logit_error,
+        pixels=pixels,
+        gates=gates,
         threads=threads,
         output=output,
         output_ranges=output_ranges or output.with_suffix(".ranges.json"),

@@ -76,7 +76,7 @@ def check_output(stage: Stage, written: Path) -> Checks:
     images = "calibration" if stage.calibration else "seeded noise"
     if not parity.finite:
         raise GateError(f"{stage.output}: NaN or infinity in the outputs on {images} images")
-    allowed = stage.max_logit_error
+    allowed = stage.gates.max_logit_error
     if allowed is not None and parity.relative > allowed:
         raise GateError(
             f"{stage.output}: outputs differ by {parity.relative:.2%} of their scale from "
@@ -84,7 +84,7 @@ def check_output(stage: Stage, written: Path) -> Checks:
         )
     fair = stage.calibration is not None or not stage.options.quantised
     checks = Checks(parity, images, runtime, fair)
-    return checks if stage.data_dir is None else _accuracy(stage, written, checks)
+    return checks if stage.gates.data_dir is None else _accuracy(stage, written, checks)
 
 
 def _parity(stage: Stage, written: Path) -> tuple[Parity, str]:
@@ -110,16 +110,16 @@ def _parity(stage: Stage, written: Path) -> tuple[Parity, str]:
 
 def _accuracy(stage: Stage, written: Path, checks: Checks) -> Checks:
     preprocessing = stage.preprocessing
-    if stage.data_dir is None or preprocessing is None:
+    if stage.gates.data_dir is None or preprocessing is None:
         raise InputError(
             f"--data-dir: the manifest of {stage.model} records no preprocessing; give --mean and "
             "--std"
         )
-    folder = open_images(stage.data_dir, stage.data_split, "test")
+    folder = open_images(stage.gates.data_dir, stage.gates.data_split, "test")
     before = measure(stage.model, folder, preprocessing, 32, stage.threads)
     after = measure(written, folder, preprocessing, 32, stage.threads)
     compared = compare_accuracy(before, after)
-    drop, allowed = -100 * compared.difference, stage.max_top1_drop
+    drop, allowed = -100 * compared.difference, stage.gates.max_top1_drop
     if allowed is not None and drop > allowed:
         raise GateError(
             f"{stage.output}: top-1 is {drop:.2f} points below {stage.model} on {compared.n} "

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 
 from slimdeploy.cli.common import check_weights_safe, command_line, load_onnx, show
-from slimdeploy.cli.preprocessing import Triple, given_preprocessing
+from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.cli.quantize_checks import Checks, check_output
+from slimdeploy.cli.quantize_flags import Gates
 from slimdeploy.console import note, progress_bar
 from slimdeploy.errors import GateError, GraphError, InputError
 from slimdeploy.files import check_writable
@@ -32,7 +33,7 @@ from slimdeploy.precision.quantize import (
     quantized_graph,
 )
 from slimdeploy.precision.ranges import Ranges
-from slimdeploy.preprocessing import Interpolation, Preprocessing
+from slimdeploy.preprocessing import Preprocessing
 
 PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
 _NOISE = 4
@@ -52,11 +53,8 @@ class Stage:
     images: int
     seed: int
     split: str | None
-    pixels: tuple[Triple | None, Triple | None, Interpolation, float]
-    data_dir: Path | None
-    data_split: str | None
-    max_top1_drop: float | None
-    max_logit_error: float | None
+    pixels: Pixels
+    gates: Gates
     threads: int | None
     output: Path
     output_ranges: Path
@@ -79,9 +77,9 @@ class Stage:
             )
         if not quantised and self.ranges_path is not None:
             raise InputError(f"--ranges goes with int8 and fp8, not {self.options.precision}")
-        if self.max_top1_drop is not None and self.data_dir is None:
+        if self.gates.max_top1_drop is not None and self.gates.data_dir is None:
             raise InputError("--max-top1-drop: give labelled images with --data-dir")
-        if quantised and self.max_logit_error is not None and self.calibration is None:
+        if quantised and self.gates.max_logit_error is not None and self.calibration is None:
             raise InputError("--max-logit-error: is judged on calibration images, not on --ranges")
         read = [self.model, manifest_path(self.model), self.calibration, self.ranges_path]
         targets = [self.output, manifest_path(self.output)]
@@ -119,7 +117,7 @@ class Stage:
         c, h, w = self.input_size
         if channels_last((c, h, w)):
             c, h, w = w, c, h
-        given = given_preprocessing((c, h, w), *self.pixels)
+        given = self.pixels.stated((c, h, w))
         return given or (self.manifest.preprocessing if self.manifest else None)
 
     @cached_property

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import Select
-from slimdeploy.preprocessing import Interpolation
 
 
 @dataclass(frozen=True)
-class FileFlags:
+class FileFlags(Pixels):
     """With --onnx only.
 
     Attributes:
@@ -19,10 +19,6 @@ class FileFlags:
         optimize: rewrite the graph to compute the same with less work.
         outputs: outputs of the file to keep, where it has more than the one that is wanted.
         pool_kept: let a head that pools over all tokens pool over the kept ones.
-        mean: what its images are normalised by (default: as its manifest says).
-        std: likewise.
-        interpolation: how its images are resized.
-        crop_pct: the share of the resized image's shorter edge that the central crop keeps.
         output_schedule: the keep schedule to write (default: beside the slim file).
     """
 
@@ -30,10 +26,6 @@ class FileFlags:
     optimize: bool = False
     outputs: tuple[str, ...] = ()
     pool_kept: bool = False
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    interpolation: Interpolation = "bicubic"
-    crop_pct: float = 1.0
     output_schedule: Path | None = None
 
     def refuse(self) -> None:

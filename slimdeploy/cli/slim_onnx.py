@@ -12,7 +12,6 @@ import numpy as np
 
 from slimdeploy.cli.common import check_weights_safe, separated, show
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
-from slimdeploy.cli.preprocessing import given_preprocessing
 from slimdeploy.cli.slim import draw_images
 from slimdeploy.cli.slim_flags import FileFlags
 from slimdeploy.cli.slim_record import result_of, schedule_of, sentences, write_files
@@ -85,11 +84,7 @@ class OnnxSlim:
         Raises:
             InputError: if neither does.
         """
-        size, flags = dense.geometry.input_size, self.file
-        given = given_preprocessing(
-            size, flags.mean, flags.std, flags.interpolation, flags.crop_pct
-        )
-        found = given or dense.preprocessing
+        found = self.file.stated(dense.geometry.input_size) or dense.preprocessing
         if found is None:
             raise InputError(
                 f"{dense.path}: no manifest beside it records its preprocessing; give --mean and "
