@@ -1,7 +1,6 @@
 """Preprocessing that the user states, for a file that does not record its own."""
 
-from __future__ import annotations
-
+# Annotations are objects here: cyclopts resolves inherited names in the module of the heir.
 from dataclasses import dataclass
 
 from slimdeploy.errors import InputError
