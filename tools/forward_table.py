@@ -205,7 +205,7 @@ def time(
     times = {(t["model"], t["impact"]): t for t in table.get("times", [])}
     for impact in impacts:
         command = [*words, "--impact", impact, "--output", str(work_dir / "timed.onnx")]
-        row = {"model": model, "impact": impact, "images": images, **_measured(command)}
+        row = {"model": model, "impact": impact, "images": images, **measured(command)}
         times[model, impact] = row
         note(json.dumps(row))
         table["times"] = list(times.values())
@@ -213,7 +213,7 @@ def time(
         write_text(output.with_suffix(".md"), markdown(table))
 
 
-def _measured(words: list[str]) -> dict[str, Any]:
+def measured(words: list[str]) -> dict[str, Any]:
     """Seconds, peak memory and the load of the machine while a command runs."""
     program = [sys.executable, "-m", "slimdeploy", *words]
     start = perf_counter()

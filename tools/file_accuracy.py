@@ -1,0 +1,168 @@
+"""`slim --onnx` on ViT-S files of two exporters, against `slim --model`, on Fashion-MNIST.
+
+    python -m tools.file_accuracy --mac-reduction 0.46 --by timm hugging-face
+
+After `python -m tools.accuracy_table run --study fashion_mnist ... --stages refit` for the same
+budget, whose model and predictions are the other side. Each command draws the same 192 unlabelled
+images. The files are judged by ONNX Runtime in float32, the torch models in bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from cyclopts import App, Parameter
+from numpy.typing import NDArray
+
+from slimdeploy.console import note, progress_bar
+from slimdeploy.engine import open_engine
+from slimdeploy.files import write_text
+from slimdeploy.graph.storage import save_model
+from slimdeploy.measure.feeding import infer_all
+from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
+from tools.accuracy_table import STUDIES, Bench
+from tools.forward_table import measured
+from tools.hf_dinov2 import from_timm
+
+app = App(help="Slimming files of two exporters, measured.")
+By = Literal["timm", "hugging-face"]
+STUDY, WORK = "fashion_mnist", Path("build/file_accuracy")
+RECORD = Path("docs/bench/file_accuracy.json")
+Classes = NDArray[np.int64]
+
+
+def dense_file(bench: Bench, by: By) -> Path:
+    """The study's dense model, as one of the exporters writes it."""
+    path = WORK / f"{by}.onnx"
+    if not path.is_file():
+        WORK.mkdir(parents=True, exist_ok=True)
+        if by == "timm":
+            save_model(export_dense(bench.model, OnnxOptions()), path)
+        else:
+            _export(from_timm(bench.model), bench.study.img_size, path)
+    return path
+
+
+def _export(model: torch.nn.Module, size: int, path: Path) -> None:
+    """As a user would: torch's exporter, an open batch size."""
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    torch.onnx.export(
+        model, (torch.zeros(2, 3, size, size),), path, dynamo=True, external_data=False,
+        dynamic_shapes={"images": {0: batch}},
+    )  # fmt: skip
+
+
+def slimmed(bench: Bench, by: By, reduction: float, images: int) -> tuple[Path, dict[str, Any]]:
+    """The slim file, and what its making took."""
+    path = WORK / f"{by}-{round(100 * reduction)}.onnx"
+    spent = path.with_suffix(".seconds")
+    if not (path.is_file() and spent.is_file()):
+        mean, std = bench.preprocessing.mean, bench.preprocessing.std
+        words = ["slim", "--onnx", str(dense_file(bench, by)), "--data-dir", str(bench.study.data)]
+        words += ["--split", "train", "--images", str(images), "--mac-reduction", str(reduction)]
+        words += ["--mean", *map(str, mean), "--std", *map(str, std), "--output", str(path)]
+        write_text(spent, json.dumps(measured(words)))
+    return path, json.loads(spent.read_text())
+
+
+def classes(bench: Bench, path: Path, images: int) -> Classes:
+    """Predicted classes of a sample of the test images, [n]; kept beside the file."""
+    kept = path.with_suffix(f".{images}.npy")
+    if kept.is_file():
+        return np.asarray(np.load(kept))
+    found, sample = [], bench.test.sample(images, 0)
+    with open_engine(path) as engine, progress_bar() as progress:
+        bar = progress.add_task(path.name, total=images)
+        for batch in sample.batches(bench.preprocessing, 50):
+            found.append(infer_all(engine, batch.images)[engine.outputs[0].name].argmax(1))
+            progress.advance(bar, len(batch.images))
+    np.save(kept, np.concatenate(found))
+    return np.concatenate(found)
+
+
+def difference(ours: Classes, theirs: Classes, labels: Classes) -> list[float]:
+    """Of top-1, ours less theirs in points, with its 95 % interval (paired bootstrap)."""
+    gain = (ours == labels).astype(np.float64) - (theirs == labels)
+    interval = bootstrap_interval(gain, lambda rows: float(rows.mean()), seed=0)
+    return [round(100 * x, 2) for x in (float(gain.mean()), interval.low, interval.high)]
+
+
+@app.default
+def table(
+    *,
+    mac_reduction: Annotated[list[float], Parameter(consume_multiple=True)],
+    by: Annotated[list[By], Parameter(consume_multiple=True)],
+    images: int = 192,
+    test_images: int = 2000,
+) -> None:
+    """Measure rows and add them to the page."""
+    bench = Bench(STUDY, STUDIES[STUDY], 10000, "bfloat16")
+    sample = bench.test.sample(test_images, 0)
+    place = {file: row for row, file in enumerate(bench.test.files)}
+    rows = np.array([place[file] for file in sample.files])
+    labels, dense = bench.labels[rows], bench.dense[rows]
+    for reduction in mac_reduction:
+        name = f"cover-geometric-{round(100 * reduction)}-0-refit"
+        cached = Path("build/accuracy") / STUDY / f"{name}-10000-bfloat16.npy"
+        torch_side = np.load(cached)[rows]
+        for exporter in by:
+            path, spent = slimmed(bench, exporter, reduction, images)
+            found = classes(bench, path, test_images)
+            _record(
+                {
+                    "mac_reduction": reduction,
+                    "by": exporter,
+                    "images": test_images,
+                    "top1": float((found == labels).mean()),
+                    "to_dense": difference(found, dense, labels),
+                    "to_torch": difference(found, torch_side, labels),
+                    "same_class_as_torch": float((found == torch_side).mean()),
+                    **spent,
+                }
+            )
+
+
+def _record(row: dict[str, Any]) -> None:
+    rows = json.loads(RECORD.read_text()) if RECORD.is_file() else []
+    key = (row["mac_reduction"], row["by"])
+    rows = [r for r in rows if (r["mac_reduction"], r["by"]) != key]
+    rows = sorted([*rows, row], key=lambda r: (r["mac_reduction"], r["by"]))
+    write_text(RECORD, json.dumps(rows, indent=1) + "\n")
+    write_text(RECORD.with_suffix(".md"), page(rows))
+    note(json.dumps(row))
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "# Slimming files of two exporters",
+        "",
+        "`slim --onnx` on the Fashion-MNIST model of [the accuracy table](accuracy.md), DINOv2 "
+        "ViT-S/14 at 196 x 196, as timm's modules and as Hugging Face's export it; `cover`, "
+        "geometric counts, 192 unlabelled images, search and refit. Differences of top-1 in points "
+        "with 95 % intervals (paired bootstrap): to the dense model, and to what `slim --model` "
+        "made from the same images. Time of the whole command; above the number of cores in the "
+        "load, others took part of them. Made by `python -m tools.file_accuracy`.",
+        "",
+        "| fewer MACs | exported by | test images | top-1 | to dense | to `slim --model` | same "
+        "class | seconds | CPU seconds | peak MB | cores | load |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            f"{row['mac_reduction']:.0%}", row["by"], row["images"], f"{row['top1']:.2%}",
+            *("{:+.2f} ({:+.2f} to {:+.2f})".format(*row[k]) for k in ("to_dense", "to_torch")),
+            f"{row['same_class_as_torch']:.2%}",
+            *(row[k] for k in ("seconds", "cpu_seconds", "peak_mb", "cores", "load")),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    app()
