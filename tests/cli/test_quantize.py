@@ -102,6 +102,18 @@ def test_a_file_in_each_precision_and_what_works_on_it(
     assert emulated == {"bf16": "bfloat16 emulated", "fp8": "float8 emulated"}.get(precision, "")
 
 
+def test_verify_says_that_eight_bits_round(
+    dense: Path, calibration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = dense.with_name("q.onnx")
+    run(capsys, "quantize", dense, "--precision", "int8", "--calibration", calibration,
+        *PIXELS, "--output", out)  # fmt: skip
+    with pytest.raises(SystemExit) as caught:
+        main(["verify", "--dense", str(dense), "--slim", str(out), "--tolerance", "1e-5"])
+    assert caught.value.code == 1
+    assert "Prove the float32 file that it was made from" in capsys.readouterr().out
+
+
 def test_ranges_are_kept_and_used_again(
     dense: Path, calibration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
