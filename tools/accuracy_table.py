@@ -165,16 +165,16 @@ def run(
 ) -> None:
     """Measure one row, or what of it is not yet measured."""
     bench = Bench(study, STUDIES[study], test_images, amp_dtype)
-    name = f"{impact}-{shape}-{round(100 * mac_reduction)}-{seed}"
+    name = f"{impact}-{shape}-{round(100 * mac_reduction)}-{seed}-{images}"
     request = SlimRequest(mac_reduction=mac_reduction, impact=impact, shape=shape, seed=seed)
     schedule, seconds = _searched(bench, name, request, images)
     keep = [list(layer.keep) for layer in schedule.layers]
     key = {"mac_reduction": mac_reduction, "impact": impact, "shape": shape, "seed": seed}
+    key["images"] = images
     about = {
         "macs_saved": macs_saved(bench.geometry, schedule.counts),
         "counts": schedule.counts,
         "chosen_shape": schedule.provenance.shape,
-        "images": images,
         **seconds,
     }
     weights = WORK / study / f"{name}.safetensors"
@@ -259,7 +259,7 @@ def _add(path: Path, study: str, key: dict[str, Any], found: dict[str, Any], amp
     if row is None:
         rows.append(row := dict(key))
     row.update(found)
-    rows.sort(key=lambda r: (r["mac_reduction"], r["impact"], r["shape"], r["seed"]))
+    rows.sort(key=lambda r: tuple(r[field] for field in key))
     text = json.dumps({"study": STUDIES[study].title, "computed_in": amp, "rows": rows}, indent=1)
     write_text(path, text + "\n")
 

@@ -107,7 +107,7 @@ def table(
     rows = np.array([place[file] for file in sample.files])
     labels, dense = bench.labels[rows], bench.dense[rows]
     for reduction in mac_reduction:
-        name = f"cover-geometric-{round(100 * reduction)}-0-refit"
+        name = f"cover-geometric-{round(100 * reduction)}-0-{images}-refit"
         cached = Path("build/accuracy") / STUDY / f"{name}-10000-bfloat16.npy"
         torch_side = np.load(cached)[rows]
         for exporter in by:

@@ -16,7 +16,7 @@ def judged(top1: float) -> dict[str, Any]:
 
 
 def row(impact: str, seed: int, top1: float, **more: Any) -> dict[str, Any]:
-    key = {"mac_reduction": 0.46, "impact": impact, "shape": "auto", "seed": seed}
+    key = {"mac_reduction": 0.46, "impact": impact, "shape": "auto", "seed": seed, "images": 192}
     return {**key, "cpu_seconds": 10.0, "refit": judged(top1), **more}
 
 
@@ -25,8 +25,10 @@ def test_seeds_are_averaged_and_the_best_comes_first() -> None:
     text = page({"small": {"study": "A study", "computed_in": "float32", "rows": rows}})
     lines = [line for line in text.splitlines() if line.startswith("| ") and "impact" not in line]
     assert lines[0].startswith(
-        "| cover | auto | 0, 1 | 100 | - | 87.00 % (-3.00; -4.00 to -2.00, 2 seeds)"
+        "| cover | auto | 192 | 0, 1 | 100 | - | 87.00 % (-3.00; -4.00 to -2.00, 2 seeds)"
     )
-    assert lines[1].startswith("| grid | auto | 0 | 100 | - | 80.00 % (-10.00; -11.00 to -9.00)")
+    assert lines[1].startswith(
+        "| grid | auto | 192 | 0 | 100 | - | 80.00 % (-10.00; -11.00 to -9.00)"
+    )
     assert "dense top-1 90.00 % on 100 images" in text
     assert "### 46% fewer MACs" in text
