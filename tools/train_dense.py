@@ -1,10 +1,11 @@
 """Fine-tune a dense timm ViT, first on small images, then at its own size; resumable.
 
 Slimming is judged against a dense model of the same data; this makes one in CPU time. A ViT takes
-any grid: most steps run on a quarter of the tokens, the last at full size (progressive resizing).
+any grid and any set of patches: most steps run on few tokens, of small images (progressive
+resizing) or of large ones (patch dropout); the last on all.
 
     python -m tools.train_dense --model vit_small_patch14_dinov2 --initial-checkpoint W \
-        --data-dir build/fashion_mnist --stages 98:1.5,196:0.4 --output build/fm/dense.safetensors
+        --data-dir build/fashion_mnist --stages 98:3,196/0.6:1,196:0.2 --output dense.safetensors
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: its image size in pixels and the rows of the training set."""
+    """One optimiser step: image size in pixels, share of patches dropped, training rows."""
 
     size: int
+    drop: float
     rows: Tensor
 
 
@@ -52,15 +54,16 @@ def load_arrays(folder: ImageFolder) -> tuple[Tensor, Tensor]:
 
 
 def plan_steps(stages: str, n: int, batch: int, seed: int) -> list[Step]:
-    """The whole run, stage after stage: `98:1.5,196:0.4` is size:epochs."""
+    """The whole run, stage after stage: `98:1.5,196/0.6:1` is size[/dropped patches]:epochs."""
     generator, steps = torch.Generator().manual_seed(seed), []
     for stage in stages.split(","):
         size, epochs = stage.split(":")
+        size, _, drop = size.partition("/")
         wanted = round(float(epochs) * n / batch)
         rows = torch.cat(
             [torch.randperm(n, generator=generator) for _ in range(math.ceil(float(epochs)))]
         )
-        steps += [Step(int(size), part) for part in rows.split(batch)[:wanted]]
+        steps += [Step(int(size), float(drop or 0), part) for part in rows.split(batch)[:wanted]]
     return steps
 
 
@@ -105,17 +108,30 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> flo
 
 def make_model(name: str, size: int, classes: int, initial: Path | None, drop_path: float) -> Any:
     """A ViT of that input size that takes others too, with pretrained weights and a new head."""
-    model = timm.create_model(name, pretrained=initial is None, num_classes=0)
-    if initial is not None:
-        model.load_state_dict({k: v.float() for k, v in load_file(initial).items()})
+    weights = {} if initial is None else {k: v.float() for k, v in load_file(initial).items()}
+    head = {k: weights.pop(k) for k in ("head.weight", "head.bias") if k in weights}
+    shape = {"img_size": _trained_size(name, weights["pos_embed"])} if weights else {}
+    model = timm.create_model(name, pretrained=initial is None, num_classes=0, **shape)
+    if weights:
+        model.load_state_dict(weights)
     model.set_input_size(img_size=size)
     fresh = timm.create_model(
-        name, img_size=size, num_classes=classes, dynamic_img_size=True, drop_path_rate=drop_path
-    )
+        name, img_size=size, num_classes=classes, dynamic_img_size=True, drop_path_rate=drop_path,
+        patch_drop_rate=0.5,
+    )  # fmt: skip
     fresh.load_state_dict(model.state_dict(), strict=False)
     nn.init.zeros_(fresh.head.weight)
     nn.init.zeros_(fresh.head.bias)
+    if head and len(head["head.bias"]) == classes:
+        fresh.load_state_dict(head, strict=False)
     return fresh
+
+
+def _trained_size(name: str, positions: Tensor) -> int:
+    """Input size in pixels of the weights whose position table [1, prefix + patches, D] this is."""
+    model = timm.create_model(name, num_classes=0)
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    return math.isqrt(positions.shape[1] - prefix) * int(model.patch_embed.patch_size[0])
 
 
 def freeze(model: Any, blocks: int) -> None:
@@ -175,6 +191,7 @@ def train(arguments: argparse.Namespace) -> None:
                 "lr_scale", 1.0
             )
         model.train()
+        model.patch_drop.prob = step.drop
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(model(x).float(), labels[step.rows], label_smoothing=0.1)
         optimiser.zero_grad()
@@ -224,7 +241,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--initial-checkpoint", type=Path, help="else timm's pretrained weights")
     parser.add_argument("--data-dir", type=Path, required=True, help="with train/ and val/")
-    parser.add_argument("--stages", required=True, help="size:epochs, as 98:1.5,196:0.4")
+    parser.add_argument(
+        "--stages", required=True, help="size[/dropped]:epochs, as 98:1.5,196/0.6:1"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-4)
