@@ -63,8 +63,8 @@ class Killed:
     def _check(self, when: str) -> None:
         for name, content in self.files.items():
             assert (self.folder / name).read_bytes() == content, f"{name} differs, {when}"
-        # Killed while it writes it leaves its hidden temporary file, which nothing reads.
-        found = {path.name for path in self.folder.iterdir() if path.name[0] != "."}
+        # Killed while it writes its state, it leaves the temporary file, which nothing reads.
+        found = {path.name for path in self.folder.iterdir() if not path.name.startswith("..")}
         left = found - self.files.keys()
         assert not [name for name in left if name.endswith((".work", ".state"))], when
 
