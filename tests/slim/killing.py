@@ -63,9 +63,7 @@ class Killed:
     def _check(self, when: str) -> None:
         for name, content in self.files.items():
             assert (self.folder / name).read_bytes() == content, f"{name} differs, {when}"
-        # Killed while it writes its state, it leaves the temporary file, which nothing reads.
-        found = {path.name for path in self.folder.iterdir() if not path.name.startswith("..")}
-        left = found - self.files.keys()
+        left = {p.name for p in self.folder.iterdir()} - self.files.keys()
         assert not [name for name in left if name.endswith((".work", ".state"))], when
 
     def empty(self) -> None:
