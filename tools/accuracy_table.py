@@ -31,7 +31,7 @@ from slimdeploy.counts import ShapeChoice
 from slimdeploy.files import write_text
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import mac_reduction as macs_saved
-from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.measure.stats import mean_interval
 from slimdeploy.schedule import KeepSchedule, Provenance
 from slimdeploy.slim.accuracy import torch_logits
 from slimdeploy.slim.checkpoint import save_weights
@@ -138,7 +138,7 @@ class Bench:
         found = self.predictions(SlimVit(weights, keep).eval(), kept)
         right, dense = found == self.labels, self.dense == self.labels
         gain = right.astype(np.float64) - dense
-        interval = bootstrap_interval(gain, lambda rows: float(rows.mean()), seed=0)
+        interval = mean_interval(gain, seed=0)
         return {
             "n": len(gain),
             "dense_top1": float(dense.mean()),

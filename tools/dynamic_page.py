@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.measure.stats import mean_interval
 
 STAGES = ("dense weights", "refit", "finetuned")
 
@@ -70,10 +70,9 @@ def _judged(row: dict[str, Any], static: dict[str, Any] | None) -> list[str]:
     hits = _hits(row["right"])
     shown = f"{hits.mean():.2%}"
     if static is not None and static is not row:
-        pairs = np.stack([hits, _hits(static["right"])], axis=1)
-        found = bootstrap_interval(pairs, lambda x: float((x[:, 0] - x[:, 1]).mean()), seed=0)
-        difference = float((pairs[:, 0] - pairs[:, 1]).mean())
-        numbers = [f"{100 * x:+.1f}" for x in (difference, found.low, found.high)]
+        gain = hits - _hits(static["right"])
+        found = mean_interval(gain, seed=0)
+        numbers = [f"{100 * x:+.1f}" for x in (float(gain.mean()), found.low, found.high)]
         shown += f" ({numbers[0]}; {numbers[1]} to {numbers[2]})"
     return [shown, f"{row['cosine']:.4f}"]
 

@@ -23,7 +23,7 @@ from slimdeploy.engine import open_engine
 from slimdeploy.files import write_text
 from slimdeploy.graph.storage import save_model
 from slimdeploy.measure.feeding import infer_all
-from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.measure.stats import mean_interval
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
 from tools.accuracy_table import STUDIES, Bench
 from tools.forward_table import measured
@@ -88,7 +88,7 @@ def classes(bench: Bench, path: Path, images: int) -> Classes:
 def difference(ours: Classes, theirs: Classes, labels: Classes) -> list[float]:
     """Of top-1, ours less theirs in points, with its 95 % interval (paired bootstrap)."""
     gain = (ours == labels).astype(np.float64) - (theirs == labels)
-    interval = bootstrap_interval(gain, lambda rows: float(rows.mean()), seed=0)
+    interval = mean_interval(gain, seed=0)
     return [round(100 * x, 2) for x in (float(gain.mean()), interval.low, interval.high)]
 
 

@@ -37,7 +37,7 @@ from slimdeploy.forward.slimming import ForwardRequest, slim_forward
 from slimdeploy.graph import slim_graph
 from slimdeploy.graph.storage import save_model
 from slimdeploy.images import ImageFolder
-from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.measure.stats import mean_interval
 from slimdeploy.slim.accuracy import torch_logits
 from slimdeploy.slim.dense_onnx import export_dense
 from slimdeploy.slim.model import SlimVit
@@ -315,9 +315,9 @@ def _cell(table: dict[str, Any], rows: list[dict[str, Any]], stage: str, split: 
     right = np.mean([unpacked(row[stage][split], count) for row in rows], axis=0)
     if split != "test":
         return f"{right.mean():.2%}"
-    pairs = np.stack([right, unpacked(table["dense"][split], count).astype(float)], axis=1)
-    found = bootstrap_interval(pairs, lambda x: float((x[:, 0] - x[:, 1]).mean()), seed=0)
-    difference = 100 * float(right.mean() - pairs[:, 1].mean())
+    gain = right - unpacked(table["dense"][split], count)
+    found = mean_interval(gain, seed=0)
+    difference = 100 * float(gain.mean())
     return (
         f"{right.mean():.2%} ({difference:+.1f}; {100 * found.low:+.1f} to {100 * found.high:+.1f})"
     )

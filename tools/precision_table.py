@@ -31,7 +31,7 @@ from slimdeploy.images import ImageFolder
 from slimdeploy.manifest import verify_manifest
 from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.parity import compare_outputs
-from slimdeploy.measure.stats import bootstrap_interval
+from slimdeploy.measure.stats import mean_interval
 from slimdeploy.measure.timing import Clock, compare_latency
 
 app = App(help="Accuracy and speed in every precision.")
@@ -94,7 +94,7 @@ class Bench:
         labels = np.array(self.folder.labels)
         right = [(x.argmax(axis=1) == labels).astype(np.float64) for x in (exact, found)]
         gain = right[1] - right[0]
-        interval = bootstrap_interval(gain, lambda rows: float(rows.mean()), seed=0)
+        interval = mean_interval(gain, seed=0)
         parity = compare_outputs(exact, found, tolerance=1.0)
         return {
             "form": form,

@@ -152,9 +152,6 @@ reads, as a share of its variance over the images.
 | fewer MACs | share | error | top-1 | error after refit | top-1 after refit |
 |---|---|---|---|---|---|
 {chr(10).join(lines)}
-
-It does not pay: a tenth changes nothing, more raises the error at both budgets, and the matrix
-would stand where a Gather is fused into its neighbour now. So no verb offers it.
 """
 
 

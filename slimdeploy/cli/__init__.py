@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from slimdeploy import __version__
 from slimdeploy.console import arguments, note
@@ -43,6 +43,7 @@ def make_app() -> App:
         version=__version__,
         help_format="plaintext",
         result_action="return_none",
+        default_parameter=Parameter(negative_iterable=()),  # no --empty-mean beside --mean
     )
     for verb, summary in _VERBS.items():
         app.command(f"slimdeploy.cli.{verb}:{verb}", name=verb, help=summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,6 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
         blocks, misses = find_blocks(work)
         result |= {"blocks": _counts(blocks), "not_blocks": misses}
         lines += _block_lines(blocks, misses)
-        if _is_slim(blocks):
-            raise GraphError("they were dropped before; begin with the dense file")
         anatomy = read_anatomy(work)
         result |= _parts(anatomy, file.name)
         lines[1:1] = _part_lines(anatomy)
@@ -54,12 +52,6 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
     if manifest_path(file).is_file():
         result["manifest"] = read_manifest(file).model_dump(mode="json")
     return result, "\n".join(lines)
-
-
-def _is_slim(blocks: Sequence[Block]) -> bool:
-    """Whether some block drops tokens and each reads just what the one before it kept."""
-    chained = all(a.queries == b.keys for a, b in pairwise(blocks))
-    return chained and any(block.queries < block.keys for block in blocks)
 
 
 def _counts(blocks: Sequence[Block]) -> list[dict[str, int]]:

@@ -84,7 +84,8 @@ def dense_tokens(blocks: Sequence[Block]) -> int:
             raise GraphError(
                 f"{label(block.anchor)}: block {number} has {block.queries} queries for "
                 f"{block.keys} keys, not {tokens} for each: a schedule applies to a dense graph, "
-                "in which all blocks have all tokens"
+                "in which all blocks have all tokens; if some were dropped before, begin with the "
+                "dense file"
             )
     return tokens
 

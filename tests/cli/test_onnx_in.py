@@ -55,7 +55,7 @@ def test_plan_export_verify_without_torch(dense: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "4 x 4 patches" in done.stdout
     assert "differs from the masked dense graph by" in done.stdout
-    assert "they were dropped before; begin with the dense file" in done.stdout
+    assert "if some were dropped before, begin with the dense file" in done.stdout
     counts = KeepSchedule.read(sched).counts
     assert counts[-1] == 1
     assert list(read_manifest(slim).tokens_per_block) == counts
