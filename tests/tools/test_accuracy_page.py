@@ -21,11 +21,13 @@ def row(impact: str, seed: int, top1: float, **more: Any) -> dict[str, Any]:
 
 
 def test_seeds_are_averaged_and_the_best_comes_first() -> None:
-    rows = [row("grid", 0, 0.8), row("cover", 0, 0.88), row("cover", 1, 0.86)]
+    tuned = {"finetuned": judged(0.885), "finetune_cpu_seconds": 300.4}
+    rows = [row("grid", 0, 0.8), row("cover", 0, 0.88, **tuned), row("cover", 1, 0.86)]
     text = page({"small": {"study": "A study", "computed_in": "float32", "rows": rows}})
     lines = [line for line in text.splitlines() if line.startswith("| ") and "impact" not in line]
     assert lines[0].startswith(
-        "| cover | auto | 192 | 0, 1 | 100 | - | 87.00 % (-3.00; -4.00 to -2.00, 2 seeds)"
+        "| cover | auto | 192 | 0, 1 | 100 | - | 87.00 % (-3.00; -4.00 to -2.00) "
+        "| 88.50 % (-1.50; -2.50 to -0.50; 1 of 2 seeds) | 95.00 % | 10 | 300 |"
     )
     assert lines[1].startswith(
         "| grid | auto | 192 | 0 | 100 | - | 80.00 % (-10.00; -11.00 to -9.00)"

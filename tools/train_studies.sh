@@ -1,0 +1,30 @@
+#!/bin/sh
+# The dense models of docs/bench/accuracy.md, from DINOv2's ViT-S/14: tools/train_studies.sh WEIGHTS
+# After `python -m tools.fashion_mnist.prepare` and `python -m tools.prepare_elpv --output build/elpv`.
+set -eu
+start=$1
+
+# DATA SEED FROM TO, and more flags of the trainer
+train() {
+    data=$1 seed=$2 from=$3 to=$4
+    shift 4
+    python -m tools.train_dense --model vit_small_patch14_dinov2 --data-dir "$data" --seed "$seed" \
+        --initial-checkpoint "$from" --output "$to" --freeze-blocks 2 "$@"
+}
+
+mkdir -p build/fm build/elpv_vit_small
+
+# Small images first, then large ones of which a quarter of the patches stays, then whole ones.
+fm() { train build/fashion_mnist "$@" --batch-size 128; }
+fm 0 "$start" build/fm/1.safetensors --stages 98:3.5,196:0.45 --lr 3e-4
+fm 1 build/fm/1.safetensors build/fm/2.safetensors --stages 196/0.75:0.85,196:0.04 --lr 1.5e-4 \
+    --ema-decay 0.99
+fm 2 build/fm/2.safetensors build/fm/3.safetensors --stages 196/0.75:2.7,196:0.05 --lr 3e-4 \
+    --save last
+fm 3 build/fm/3.safetensors build/fm/4.safetensors --stages 196:0.25 --lr 1.5e-4 \
+    --ema-decay 0.98
+fm 4 build/fm/4.safetensors build/fm/dense.safetensors --stages 196:0.25 --lr 1.5e-4 \
+    --ema-decay 0.98
+
+train build/elpv 0 "$start" build/elpv_vit_small/dense.safetensors --dihedral --batch-size 48 \
+    --stages 112:8,224/0.5:5,224:2.5 --lr 2e-4
