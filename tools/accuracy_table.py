@@ -70,8 +70,8 @@ STUDIES = {
         Path("build/fashion_mnist"),
         196,
         FinetuneOptions(
-            epochs=1, max_steps=160, batch_size=64, lr=1e-4, layer_decay=0.9, warmup_epochs=0.02,
-            min_scale=0.85, color_jitter=0.0, amp_dtype="bfloat16", ema_decay=0.98,
+            epochs=1, max_steps=160, batch_size=64, lr=5e-5, layer_decay=0.8, warmup_epochs=0.02,
+            min_scale=0.9, color_jitter=0.0, amp_dtype="bfloat16", ema_decay=0.98,
         ),
         {"img_size": 196},
     ),

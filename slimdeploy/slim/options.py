@@ -61,7 +61,7 @@ class FinetuneOptions:
     max_steps: int | None = None
     batch_size: int = 32
     relative_lr: bool = False
-    lr: float = 2e-4
+    lr: float = 5e-5
     weight_decay: float = 0.05
     layer_decay: float = 0.8
     warmup_epochs: float = 0.1
