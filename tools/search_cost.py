@@ -84,6 +84,7 @@ class Case:
 CENTRE = Case()
 CASES = (
     CENTRE,
+    Case(impact="cover"),
     Case(images=64),
     Case(impact="path", images=64),
     Case(impact="attention", images=64),
