@@ -39,7 +39,8 @@ def page(records: dict[str, dict[str, Any]]) -> str:
     parts = [HEADER]
     for name, record in records.items():
         rows = record["rows"]
-        dense = {(r["refit"]["n"], r["refit"]["dense_top1"]) for r in rows if "refit" in r}
+        judged = [row[stage] for row in rows for stage in STAGES if stage in row]
+        dense = {(found["n"], found["dense_top1"]) for found in judged}
         shown = "; ".join(
             f"dense top-1 {100 * top1:.2f} % on {n} images" for n, top1 in sorted(dense)
         )
@@ -70,20 +71,27 @@ def table(rows: list[Row]) -> list[str]:
         + " | agreement | search and refit, CPU s | fine-tuning, CPU s |",
         "|---|---|---|---|---|" + "---|" * len(STAGES) + "---|---|---|",
     ]
-    order = sorted(groups, key=lambda g: -_mean(groups[g], "refit", "top1"))
+    order = sorted(groups, key=lambda g: -_mean(groups[g], _free(groups[g]), "top1"))
     for group in order:
         found = groups[group]
         seeds = ", ".join(str(r["seed"]) for r in found)
-        judged = "/".join(str(n) for n in sorted({r["refit"]["n"] for r in found}))
+        stage = _free(found)
+        judged = "/".join(str(n) for n in sorted({r[stage]["n"] for r in found if stage in r}))
         cells = [*group, seeds, judged, *(_cell(found, stage) for stage in STAGES)]
-        agreement = 100 * _mean(found, "refit", "agreement")
+        agreement = 100 * _mean(found, stage, "agreement")
         cells += [f"{agreement:.2f} %", *(_seconds(found, k) for k in SECONDS)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
+def _free(rows: list[Row]) -> str:
+    """The stage without training that says most: a peer has no refit."""
+    return "refit" if any("refit" in row for row in rows) else "dense_weights"
+
+
 def _mean(rows: list[Row], stage: str, field: str) -> float:
-    return sum(r[stage][field] for r in rows) / len(rows)
+    found = [row[stage][field] for row in rows if stage in row]
+    return sum(found) / len(found)
 
 
 def _seconds(rows: list[Row], field: str) -> str:

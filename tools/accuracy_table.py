@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,9 +31,10 @@ from slimdeploy.console import note
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.files import write_text
 from slimdeploy.images import ImageFolder
+from slimdeploy.macs import dense_macs
 from slimdeploy.macs import mac_reduction as macs_saved
 from slimdeploy.measure.stats import mean_interval
-from slimdeploy.schedule import KeepSchedule, Provenance
+from slimdeploy.schedule import KeepSchedule, Layer, Provenance
 from slimdeploy.slim.accuracy import torch_logits
 from slimdeploy.slim.checkpoint import save_weights
 from slimdeploy.slim.choices import ImpactName
@@ -41,11 +43,18 @@ from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.options import AmpDtype, FinetuneOptions
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
 from slimdeploy.slim.timm_models import describe, load_model
+from tools.peers import EvitVit, TomeVit, evit_for_budget, peer_macs, tome_for_budget
 
 app = App(help="What slimming costs in accuracy, at equal MACs.")
 RECORDS = Path("docs/bench/accuracy")
 WORK = Path("build/accuracy")
 Stage = Literal["dense_weights", "refit", "finetuned"]
+Peer = Literal["evit", "tome"]
+Estimator = Literal[ImpactName, Peer]
+PEERS: dict[Peer, tuple[Any, Any]] = {
+    "evit": (EvitVit, evit_for_budget),
+    "tome": (TomeVit, tome_for_budget),
+}
 _FREE: list[Stage] = ["refit", "dense_weights"]
 
 
@@ -70,7 +79,8 @@ STUDIES = {
         Path("build/fashion_mnist"),
         196,
         FinetuneOptions(
-            epochs=1, max_steps=160, batch_size=64, lr=5e-5, layer_decay=0.8, warmup_epochs=0.02,
+            epochs=1, max_steps=105, batch_size=128, lr=1.5e-4, layer_decay=0.8, warmup_epochs=0.02,
+            distill_loss_weight=0.0, feature_weight=0.0,  # as the dense model: by labels alone
             min_scale=0.9, color_jitter=0.0, amp_dtype="bfloat16", ema_decay=0.98,
         ),
         {"img_size": 196},
@@ -132,10 +142,9 @@ class Bench:
         np.save(kept, np.concatenate(found))
         return np.concatenate(found)
 
-    def judge(self, weights: Any, keep: list[list[int]], name: str) -> dict[str, Any]:
+    def judge(self, slim: Any, name: str) -> dict[str, Any]:
         """Top-1, its paired difference to dense with a 95 % interval, and agreement."""
-        kept = f"{name}-{len(self.test)}-{self.amp}"
-        found = self.predictions(SlimVit(weights, keep).eval(), kept)
+        found = self.predictions(slim.eval(), f"{name}-{len(self.test)}-{self.amp}")
         right, dense = found == self.labels, self.dense == self.labels
         gain = right.astype(np.float64) - dense
         interval = mean_interval(gain, seed=0)
@@ -150,12 +159,29 @@ class Bench:
         }
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What a row judges: a slim model, made from the dense model's or other weights.
+
+    Attributes:
+        make: the slim model from a dense one.
+        weights: the dense models to make it from, by stage; the refitted one starts fine-tuning.
+        schedule: of its tokens; a peer, which chooses by image, has one that says nothing.
+        about: what the record says beside the accuracy.
+    """
+
+    make: Callable[[Any], Any]
+    weights: dict[str, Any]
+    schedule: KeepSchedule
+    about: dict[str, Any]
+
+
 @app.command
 def run(
     *,
     study: str,
     mac_reduction: float,
-    impact: ImpactName,
+    impact: Estimator,
     shape: ShapeChoice = "auto",
     seed: int = 0,
     images: int = 192,
@@ -163,32 +189,65 @@ def run(
     stages: Annotated[list[Stage], Parameter(consume_multiple=True)] = _FREE,
     amp_dtype: AmpDtype = "bfloat16",
 ) -> None:
-    """Measure one row, or what of it is not yet measured."""
+    """Measure one row, or what of it is not yet measured.
+
+    Args:
+        impact: the estimator; or a peer, evit or tome, which has no refit: --stages dense_weights.
+    """
     bench = Bench(study, STUDIES[study], test_images, amp_dtype)
     name = f"{impact}-{shape}-{round(100 * mac_reduction)}-{seed}-{images}"
-    request = SlimRequest(mac_reduction=mac_reduction, impact=impact, shape=shape, seed=seed)
-    schedule, seconds = _searched(bench, name, request, images)
-    keep = [list(layer.keep) for layer in schedule.layers]
     key = {"mac_reduction": mac_reduction, "impact": impact, "shape": shape, "seed": seed}
     key["images"] = images
+    if impact == "evit" or impact == "tome":
+        found = _peer(bench, impact, mac_reduction)
+    else:
+        request = SlimRequest(mac_reduction=mac_reduction, impact=impact, shape=shape, seed=seed)
+        found = _slimmed(bench, name, request, images)
+    about = found.about
+    for stage in stages:
+        if stage == "finetuned":
+            tuned = WORK / study / f"{name}-tuned.safetensors"
+            if not tuned.is_file():
+                _finetuned(bench, found, seed, tuned)
+            about |= json.loads(tuned.with_suffix(".seconds").read_text())
+            weights, _ = load_model(bench.study.model, tuned, bench.study.kwargs)
+        else:
+            weights = found.weights[stage]
+        judged = bench.judge(found.make(weights), f"{name}-{stage}")
+        record(study, key, {**about, stage: judged}, amp_dtype)
+
+
+def _peer(bench: Bench, name: Peer, mac_reduction: float) -> Candidate:
+    """A model that chooses or merges tokens by image, at the same MACs."""
+    peer, budget = PEERS[name]
+    counts = budget(bench.geometry, mac_reduction)
+    saved = 1 - peer_macs(bench.geometry, counts) / dense_macs(bench.geometry).total
+    schedule = KeepSchedule(
+        model=bench.geometry,
+        preprocessing=bench.preprocessing,
+        layers=(Layer(keep=(0,)),) * bench.geometry.depth,
+        provenance=Provenance(slimdeploy=__version__),
+    )
+    about = {"macs_saved": saved, "counts": counts, "chosen_shape": None}
+    weights = {"dense_weights": bench.model}
+    return Candidate(lambda dense: peer(dense, counts), weights, schedule, about)
+
+
+def _slimmed(bench: Bench, name: str, request: SlimRequest, images: int) -> Candidate:
+    """A model of static positions, before and after the refit."""
+    schedule, seconds = _searched(bench, name, request, images)
+    keep = [list(layer.keep) for layer in schedule.layers]
+    refit, _ = load_model(
+        bench.study.model, WORK / bench.name / f"{name}.safetensors", bench.study.kwargs
+    )
     about = {
         "macs_saved": macs_saved(bench.geometry, schedule.counts),
         "counts": schedule.counts,
         "chosen_shape": schedule.provenance.shape,
         **seconds,
     }
-    weights = WORK / study / f"{name}.safetensors"
-    refit, _ = load_model(bench.study.model, weights, bench.study.kwargs)
-    for stage in stages:
-        model = bench.model if stage == "dense_weights" else refit
-        if stage == "finetuned":
-            tuned = WORK / study / f"{name}-tuned.safetensors"
-            if not tuned.is_file():
-                _finetuned(bench, schedule, refit, seed, tuned)
-            about |= json.loads(tuned.with_suffix(".seconds").read_text())
-            model, _ = load_model(bench.study.model, tuned, bench.study.kwargs)
-        judged = bench.judge(model, keep, f"{name}-{stage}")
-        record(study, key, {**about, stage: judged}, amp_dtype)
+    weights = {"dense_weights": bench.model, "refit": refit}
+    return Candidate(lambda dense: SlimVit(dense, keep), weights, schedule, about)
 
 
 def _searched(
@@ -222,18 +281,17 @@ def _searched(
     return schedule, seconds
 
 
-def _finetuned(
-    bench: Bench,
-    schedule: KeepSchedule,
-    start: Any,
-    seed: int,
-    path: Path,
-) -> None:
+def _finetuned(bench: Bench, found: Candidate, seed: int, path: Path) -> None:
     data = ImageFolder.open(bench.study.data, "train")
-    seeded = replace(bench.study.finetune, seed=seed)
-    state = path.with_suffix(".state")
     runner = Finetuner(
-        bench.model, start, schedule, data, bench.preprocessing, seeded, state_path=state
+        bench.model,
+        found.weights.get("refit", bench.model),
+        found.schedule,
+        data,
+        bench.preprocessing,
+        replace(bench.study.finetune, seed=seed),
+        state_path=path.with_suffix(".state"),
+        make_slim=lambda dense, _: found.make(dense),
     )
     cpu = time.process_time()
     model = runner.run()

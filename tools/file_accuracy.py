@@ -2,9 +2,10 @@
 
     python -m tools.file_accuracy --mac-reduction 0.46 --by timm hugging-face
 
-After `python -m tools.accuracy_table run --study fashion_mnist ... --stages refit` for the same
-budget, whose model and predictions are the other side. Each command draws the same 192 unlabelled
-images. The files are judged by ONNX Runtime in float32, the torch models in bfloat16.
+After `python -m tools.accuracy_table run --study fashion_mnist --shape geometric --test-images 2000
+...` for the same budget, whose model and predictions are the other side. Each command draws the
+same 192 unlabelled images. The files are judged by ONNX Runtime in float32, the torch models in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -70,15 +71,15 @@ def slimmed(bench: Bench, by: By, reduction: float, images: int) -> tuple[Path, 
     return path, json.loads(spent.read_text())
 
 
-def classes(bench: Bench, path: Path, images: int) -> Classes:
-    """Predicted classes of a sample of the test images, [n]; kept beside the file."""
-    kept = path.with_suffix(f".{images}.npy")
+def classes(bench: Bench, path: Path) -> Classes:
+    """Predicted classes of the test images, [n]; kept beside the file."""
+    kept = path.with_suffix(f".{len(bench.test)}.npy")
     if kept.is_file():
         return np.asarray(np.load(kept))
-    found, sample = [], bench.test.sample(images, 0)
+    found = []
     with open_engine(path) as engine, progress_bar() as progress:
-        bar = progress.add_task(path.name, total=images)
-        for batch in sample.batches(bench.preprocessing, 50):
+        bar = progress.add_task(path.name, total=len(bench.test))
+        for batch in bench.test.batches(bench.preprocessing, 50):
             found.append(infer_all(engine, batch.images)[engine.outputs[0].name].argmax(1))
             progress.advance(bar, len(batch.images))
     np.save(kept, np.concatenate(found))
@@ -101,26 +102,21 @@ def table(
     test_images: int = 2000,
 ) -> None:
     """Measure rows and add them to the page."""
-    bench = Bench(STUDY, STUDIES[STUDY], 10000, "bfloat16")
-    sample = bench.test.sample(test_images, 0)
-    place = {file: row for row, file in enumerate(bench.test.files)}
-    rows = np.array([place[file] for file in sample.files])
-    labels, dense = bench.labels[rows], bench.dense[rows]
+    bench = Bench(STUDY, STUDIES[STUDY], test_images, "bfloat16")
     for reduction in mac_reduction:
-        name = f"cover-geometric-{round(100 * reduction)}-0-{images}-refit"
-        cached = Path("build/accuracy") / STUDY / f"{name}-10000-bfloat16.npy"
-        torch_side = np.load(cached)[rows]
+        name = f"cover-geometric-{round(100 * reduction)}-0-{images}-refit-{test_images}-bfloat16"
+        torch_side = np.load(Path("build/accuracy") / STUDY / f"{name}.npy")
         for exporter in by:
             path, spent = slimmed(bench, exporter, reduction, images)
-            found = classes(bench, path, test_images)
+            found = classes(bench, path)
             _record(
                 {
                     "mac_reduction": reduction,
                     "by": exporter,
                     "images": test_images,
-                    "top1": float((found == labels).mean()),
-                    "to_dense": difference(found, dense, labels),
-                    "to_torch": difference(found, torch_side, labels),
+                    "top1": float((found == bench.labels).mean()),
+                    "to_dense": difference(found, bench.dense, bench.labels),
+                    "to_torch": difference(found, torch_side, bench.labels),
                     "same_class_as_torch": float((found == torch_side).mean()),
                     **spent,
                 }

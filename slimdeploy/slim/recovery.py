@@ -10,7 +10,7 @@ from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimdeploy.slim.amp import autocast
+from slimdeploy.slim.amp import attention_for_gradients, autocast
 from slimdeploy.slim.options import AmpDtype
 from slimdeploy.slim.streams import recorded_streams
 
@@ -62,7 +62,12 @@ class RecoveryTask(LogitDistillationTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(student, teacher, verbose=False, **kwargs)
-        self.feature_weight, self.token_weight = feature_weight, token_weight
+        self.weights = {
+            "kd_loss": self.distill_loss_weight,
+            "feature_loss": feature_weight,
+            "token_loss": token_weight,
+        }
+        self.asks = any(self.weights.values())  # with none the dense model need not run
         self.reads, self.layers = student.reads, student.layers
         self.kept = [torch.tensor(ids, device=self.device) for ids in (kept or {}).values()]
         self.amp = autocast(self.device, amp_dtype)
@@ -71,29 +76,33 @@ class RecoveryTask(LogitDistillationTask):
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Losses and logits for images [B, C, H, W] and labels [B]."""
-        dense_logits, dense_tokens, dense_streams = self._ask_teacher(input)
-        with self.amp:
+        with self.amp, attention_for_gradients(self.device):
             logits, tokens, streams = self.trainable_module(input)
         logits = logits.float()
         task_loss = self.criterion(logits, target)
+        loss = self.task_loss_weight * task_loss
+        parts = self._distances(input, logits, tokens, streams) if self.asks else {}
+        for name, weight in self.weights.items():
+            loss = loss + weight * parts[name] if name in parts else loss
+        return {"loss": loss, "output": logits, "task_loss": task_loss, **parts}
+
+    def _distances(
+        self, images: Tensor, logits: Tensor, tokens: Tensor, streams: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """How far the student is from the dense model on these images, by loss."""
+        dense_logits, dense_tokens, dense_streams = self._ask_teacher(images)
         wanted = F.log_softmax(dense_logits / self.temperature, -1)
         found = F.log_softmax(logits / self.temperature, -1)
-        kd_loss = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        kd_loss = kd_loss * self.temperature**2
-        feature_loss = relative_error(tokens.float(), dense_tokens)
-        loss = self.task_loss_weight * task_loss + self.distill_loss_weight * kd_loss
-        loss = loss + self.feature_weight * feature_loss
+        divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        parts = {
+            "kd_loss": divergence * self.temperature**2,
+            "feature_loss": relative_error(tokens.float(), dense_tokens),
+        }
         if self.layers:
             pairs = zip(streams, dense_streams, self.kept, strict=True)
             errors = [token_error(here, there[:, ids]) for here, there, ids in pairs]
-            loss = loss + self.token_weight * torch.stack(errors).mean()
-        return {
-            "loss": loss,
-            "output": logits,
-            "task_loss": task_loss,
-            "kd_loss": kd_loss,
-            "feature_loss": feature_loss,
-        }
+            parts["token_loss"] = torch.stack(errors).mean()
+        return parts
 
     @torch.no_grad()
     def _ask_teacher(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:

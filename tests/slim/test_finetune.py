@@ -6,16 +6,19 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from slimdeploy.errors import GateError, InputError, MissingError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Layer, Provenance
+from slimdeploy.slim.amp import attention_for_gradients
 from slimdeploy.slim.finetune import Finetuner
 from slimdeploy.slim.loading import PlannedBatches, make_loader
 from slimdeploy.slim.options import FinetuneOptions
@@ -54,6 +57,41 @@ def batches(run: Finetuner, first: int = 0) -> Any:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(other[name], value) for name, value in one.items())
+
+
+def test_the_dense_model_does_not_run_for_labels_alone(
+    make_vit: Callable[..., Any], photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = runner(make_vit, photographs, distill_loss_weight=0.0, feature_weight=0.0)
+    taught = runner(make_vit, photographs, distill_loss_weight=0.0, feature_weight=0.1)
+    asked: list[int] = []
+    for run in (alone, taught):
+        ask = run.task._ask_teacher
+        monkeypatch.setattr(
+            run.task, "_ask_teacher", lambda x, ask=ask: asked.append(len(x)) or ask(x)
+        )
+        images, target = next(iter(batches(run)))
+        parts = run.task(images, target)
+        assert ("kd_loss" in parts) == (run is taught)
+        expected = parts["task_loss"] + (0.1 * parts["feature_loss"] if run is taught else 0)
+        torch.testing.assert_close(parts["loss"], expected)
+    assert asked == [8]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_training_kernel_computes_the_same_attention(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 16, dtype=dtype, requires_grad=True) for n in (5, 9, 9))
+    cpu, before = torch.device("cpu"), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    found = []
+    for kernel in (nullcontext(), attention_for_gradients(cpu)):
+        with kernel:
+            out = nn.functional.scaled_dot_product_attention(q, k, v)
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for fused, separate in zip(*found, strict=True):
+        torch.testing.assert_close(separate, fused, rtol=tolerance, atol=tolerance)
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
 
 
 @pytest.mark.parametrize("amp_dtype", ["float32", "bfloat16", "float16"])
