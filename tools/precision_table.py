@@ -222,7 +222,8 @@ def _page(table: dict[str, Any]) -> list[str]:
         "emulated: stored in the type, summed in float32. Its float16 is casts around float32",
         "kernels. Errors are against the float32 file of the same side: the largest difference of",
         "any output as a share of the largest output, and the root mean square as a share of the",
-        "outputs' deviation. TensorRT was not run.",
+        "outputs' deviation. Where a title names no budget, slim has 46 % fewer MACs. TensorRT was",
+        "not run.",
     ]
     for name, entry in table.items():
         settings = entry["settings"]
