@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,6 +157,7 @@ class Bench:
             "low": interval.low,
             "high": interval.high,
             "agreement": float((found == self.dense).mean()),
+            "right": packed(right),
         }
 
 
@@ -205,16 +207,21 @@ def run(
         found = _slimmed(bench, name, request, images)
     about = found.about
     for stage in stages:
+        called = f"{name}-{stage}"
         if stage == "finetuned":
-            tuned = WORK / study / f"{name}-tuned.safetensors"
-            if not tuned.is_file():
-                _finetuned(bench, found, seed, tuned)
-            about |= json.loads(tuned.with_suffix(".seconds").read_text())
-            weights, _ = load_model(bench.study.model, tuned, bench.study.kwargs)
+            recipe = replace(bench.study.finetune, seed=seed).identity()
+            called += f"-{sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
+            weights = _finetuned(bench, found, seed, WORK / study / f"{called}.safetensors")
+            about |= {"recipe": recipe, **_seconds(study, called)}
         else:
             weights = found.weights[stage]
-        judged = bench.judge(found.make(weights), f"{name}-{stage}")
-        record(study, key, {**about, stage: judged}, amp_dtype)
+        judged = bench.judge(found.make(weights), called)
+        record(bench, key, {**about, stage: judged})
+
+
+def _seconds(study: str, called: str) -> dict[str, float]:
+    spent: dict[str, float] = json.loads((WORK / study / f"{called}.seconds").read_text())
+    return spent
 
 
 def _peer(bench: Bench, name: Peer, mac_reduction: float) -> Candidate:
@@ -281,45 +288,53 @@ def _searched(
     return schedule, seconds
 
 
-def _finetuned(bench: Bench, found: Candidate, seed: int, path: Path) -> None:
-    data = ImageFolder.open(bench.study.data, "train")
-    runner = Finetuner(
-        bench.model,
-        found.weights.get("refit", bench.model),
-        found.schedule,
-        data,
-        bench.preprocessing,
-        replace(bench.study.finetune, seed=seed),
-        state_path=path.with_suffix(".state"),
-        make_slim=lambda dense, _: found.make(dense),
-    )
-    cpu = time.process_time()
-    model = runner.run()
-    seconds = {"finetune_cpu_seconds": time.process_time() - cpu}
-    write_text(path.with_suffix(".seconds"), json.dumps(seconds))
-    save_weights(model, path, name=bench.study.model, preprocessing=bench.preprocessing)
-    runner.finished()
+def _finetuned(bench: Bench, found: Candidate, seed: int, path: Path) -> Any:
+    """The dense model with fine-tuned weights, trained unless the file is there."""
+    if not path.is_file():
+        runner = Finetuner(
+            bench.model,
+            found.weights.get("refit", bench.model),
+            found.schedule,
+            ImageFolder.open(bench.study.data, "train"),
+            bench.preprocessing,
+            replace(bench.study.finetune, seed=seed),
+            state_path=path.with_suffix(".state"),
+            make_slim=lambda dense, _: found.make(dense),
+        )
+        cpu = time.process_time()
+        model = runner.run()
+        seconds = {"finetune_cpu_seconds": time.process_time() - cpu}
+        write_text(path.with_suffix(".seconds"), json.dumps(seconds))
+        save_weights(model, path, name=bench.study.model, preprocessing=bench.preprocessing)
+        runner.finished()
+    return load_model(bench.study.model, path, bench.study.kwargs)[0]
 
 
-def record(study: str, key: dict[str, Any], found: dict[str, Any], amp: AmpDtype) -> None:
+def packed(right: NDArray[np.bool_]) -> str:
+    """Which test images were right, a bit each, in hexadecimal."""
+    return np.packbits(right).tobytes().hex()
+
+
+def record(bench: Bench, key: dict[str, Any], found: dict[str, Any]) -> None:
     """Add what was measured to the study's JSON file."""
-    path = RECORDS / f"{study}.json"
     WORK.mkdir(parents=True, exist_ok=True)
     with (WORK / "lock").open("w") as lock:  # two runs may share the file
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _add(path, study, key, found, amp)
-    note(json.dumps(found))
+        _add(RECORDS / f"{bench.name}.json", bench, key, found)
+    note(json.dumps({k: v for k, v in found.items() if not isinstance(v, dict)}))
 
 
-def _add(path: Path, study: str, key: dict[str, Any], found: dict[str, Any], amp: AmpDtype) -> None:
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+def _add(path: Path, bench: Bench, key: dict[str, Any], found: dict[str, Any]) -> None:
+    before = json.loads(path.read_text()) if path.is_file() else {"dense": {}, "rows": []}
+    rows, dense = before["rows"], before["dense"]
+    dense[str(len(bench.test))] = packed(bench.dense == bench.labels)
     row = next((r for r in rows if all(r[k] == v for k, v in key.items())), None)
     if row is None:
         rows.append(row := dict(key))
     row.update(found)
     rows.sort(key=lambda r: tuple(r[field] for field in key))
-    text = json.dumps({"study": STUDIES[study].title, "computed_in": amp, "rows": rows}, indent=1)
-    write_text(path, text + "\n")
+    whole = {"study": bench.study.title, "computed_in": bench.amp, "dense": dense, "rows": rows}
+    write_text(path, json.dumps(whole, indent=1) + "\n")
 
 
 @app.command

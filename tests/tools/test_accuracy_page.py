@@ -4,33 +4,72 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.accuracy_page import page
+import numpy as np
+
+from tools.accuracy_page import hits, page
+
+DENSE = np.arange(100) < 90
 
 
-def judged(top1: float) -> dict[str, Any]:
-    gap = top1 - 0.9
-    return {
-        "n": 100, "dense_top1": 0.9, "top1": top1, "difference": gap, "low": gap - 0.01,
-        "high": gap + 0.01, "agreement": 0.95,
-    }  # fmt: skip
+def packed(right: Any) -> str:
+    return np.packbits(right).tobytes().hex()
 
 
-def row(impact: str, seed: int, top1: float, **more: Any) -> dict[str, Any]:
+def judged(wrong: int) -> dict[str, Any]:
+    """Wrong where the dense model is, and on the first so many images."""
+    right = DENSE & (np.arange(100) >= wrong)
+    top1 = float(right.mean())
+    return {"n": 100, "top1": top1, "agreement": 0.95, "right": packed(right)}
+
+
+def row(impact: str, seed: int, wrong: int, **more: Any) -> dict[str, Any]:
     key = {"mac_reduction": 0.46, "impact": impact, "shape": "auto", "seed": seed, "images": 192}
-    return {**key, "cpu_seconds": 10.0, "refit": judged(top1), **more}
+    return {**key, "cpu_seconds": 10.0, "refit": judged(wrong), **more}
+
+
+def lines_of(rows: list[dict[str, Any]]) -> list[str]:
+    record = {"study": "A study", "computed_in": "float32", "dense": {"100": packed(DENSE)}}
+    text = page({"small": {**record, "rows": rows}})
+    assert "dense top-1 90.00 % on 100 images" in text
+    assert "### 46% fewer MACs" in text
+    return [line for line in text.splitlines() if line.startswith("| ") and "impact" not in line]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_bits_are_read_as_they_were_packed() -> None:
+    right = np.random.default_rng(0).random(525) < 0.5
+    assert np.array_equal(hits(packed(right), 525), right)
 
 
 def test_seeds_are_averaged_and_the_best_comes_first() -> None:
-    tuned = {"finetuned": judged(0.885), "finetune_cpu_seconds": 300.4}
-    rows = [row("grid", 0, 0.8), row("cover", 0, 0.88, **tuned), row("cover", 1, 0.86)]
-    text = page({"small": {"study": "A study", "computed_in": "float32", "rows": rows}})
-    lines = [line for line in text.splitlines() if line.startswith("| ") and "impact" not in line]
-    assert lines[0].startswith(
-        "| cover | auto | 192 | 0, 1 | 100 | - | 87.00 % (-3.00; -4.00 to -2.00) "
-        "| 88.50 % (-1.50; -2.50 to -0.50; 1 of 2 seeds) | 95.00 % | 10 | 300 |"
-    )
-    assert lines[1].startswith(
-        "| grid | auto | 192 | 0 | 100 | - | 80.00 % (-10.00; -11.00 to -9.00)"
-    )
-    assert "dense top-1 90.00 % on 100 images" in text
-    assert "### 46% fewer MACs" in text
+    tuned = {"finetuned": judged(1), "finetune_cpu_seconds": 300.4}
+    rows = [row("grid", 0, 10), row("cover", 0, 2, **tuned), row("cover", 1, 4)]
+    best, other = map(cells, lines_of(rows))
+    assert best[:6] == ["cover", "auto", "192", "0, 1", "100", "-"]
+    assert best[6].startswith("87.00 % (-3.00; ")
+    assert best[7].startswith("89.00 % (-1.00; ")
+    assert best[7].endswith("; 1 of 2 seeds)")
+    assert best[8:] == ["-", "-", "95.00 %", "10", "300"]
+    assert other[6].startswith("80.00 % (-10.00; ")
+
+
+def test_the_interval_is_of_images_not_of_seeds() -> None:
+    wide, narrow = ([row("cover", s, wrong) for s, wrong in enumerate(w)] for w in ((5,), (5, 5)))
+    assert cells(lines_of(wide)[0])[6] == cells(lines_of(narrow)[0])[6]
+
+
+def test_an_estimator_is_compared_with_the_default_seed_by_seed() -> None:
+    rows = [row("cover", 0, 2), row("grid", 0, 5), row("grid", 1, 90), row("path", 1, 3)]
+    by_name = {cells(line)[0]: cells(line) for line in lines_of(rows)}
+    assert by_name["grid"][9].startswith("-3.00; ")
+    assert by_name["path"][9] == "-"
+    assert by_name["cover"][9] == "-"
+
+
+def test_a_peer_needs_no_refit() -> None:
+    peer = row("tome", 0, 0)
+    peer["dense_weights"] = peer.pop("refit")
+    assert cells(lines_of([peer])[0])[4:7] == ["100", "90.00 % (+0.00; +0.00 to +0.00)", "-"]
