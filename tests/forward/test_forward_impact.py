@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from slimdeploy.forward.impact import scores
 from slimdeploy.forward.store import Store, open_store
 from slimdeploy.forward.views import Views
 from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.search import SearchOptions, search
 from tests.forward.models import Case, relative
@@ -51,7 +52,7 @@ def test_scores_are_those_of_torch(kind: str, exporter: str, impact: Any) -> Non
         assert store.free == free
 
 
-@pytest.mark.parametrize("impact", ["path", "attention", "class-attention", "grid", "random"])
+@pytest.mark.parametrize("impact", [name for name in get_args(ImpactName) if name != "joint"])
 def test_choices_are_those_of_torch(impact: Any) -> None:
     case = Case("plain", "dynamo18")
     options = SearchOptions(counts=[12, 5, 1], reconstruct="none")

@@ -13,8 +13,14 @@ from slimdeploy.errors import InputError
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.impact import make_impact
-from slimdeploy.slim.impact.joint import elimination_ranks
-from slimdeploy.slim.model import attention_map
+from slimdeploy.slim.impact.joint import JointImpact, elimination_ranks
+from slimdeploy.slim.model import (
+    attention_map,
+    mlp_half,
+    queries_keys_values,
+    select,
+    slim_block,
+)
 from slimdeploy.slim.timm_models import describe
 
 
@@ -62,6 +68,40 @@ def test_the_path_score_is_the_papers_sum_over_head_paths(
     wanted = brute_force_path_scores(state, layer)
     ratio = found / wanted
     assert float((ratio / ratio.mean() - 1).abs().max()) < 1e-5
+
+
+@torch.no_grad()
+def read_with_gates(state: Calibration, x: torch.Tensor, gates: torch.Tensor, layer: int) -> Any:
+    """What the head reads when each key's unnormalised attention is multiplied by exp(gate)."""
+    block, rows = state.dense.blocks[layer], state.rows(layer + 1)
+    kept = attention_map(block, x, rows) * gates.exp()[:, None, None, :]
+    _, _, v = queries_keys_values(block.attn, block.norm1(x), rows)
+    mixed = ((kept / kept.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+    y = mlp_half(block, select(x, rows) + block.ls1(block.attn.proj(mixed)))
+    for later in range(layer + 2, state.depth + 1):
+        y = slim_block(state.dense.blocks[later - 1], y, state.rows(later))
+    return state.dense.norm(y)
+
+
+def test_joint_sensitivities_are_those_of_finite_differences(make_vit: Callable[..., Any]) -> None:
+    """The Gram matrix that joint eliminates by, from gates moved one by one."""
+    state = half_slimmed(make_vit)
+    joint, layer, step = JointImpact(projections=2, seed=5), 2, 0.02
+    (x,) = next(iter(state.streams(layer)))
+    generator = torch.Generator().manual_seed(5)
+    found = joint._sensitivity_gram(state, x, layer, generator)
+    sides = []
+    for sign in (1, -1):
+        gates = [sign * step * torch.eye(state.tokens)[i].expand(len(x), -1) for i in range(17)]
+        sides.append(torch.stack([read_with_gates(state, x, gate, layer) for gate in gates]))
+    slopes = (sides[0] - sides[1]) / (2 * step)  # [tokens, B, reads, D]
+    generator.manual_seed(5)
+    wanted = torch.zeros_like(found)
+    for _ in range(2):
+        directions = torch.randn(slopes.shape[1:], generator=generator)
+        g = torch.einsum("tbrd,brd->bt", slopes, directions).double()
+        wanted += g.T @ g / 2
+    assert float((found - wanted).norm() / wanted.norm()) < 0.01
 
 
 def test_greedy_elimination_matches_the_definition() -> None:
