@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from slimdeploy.console import note, progress_bar
 from slimdeploy.errors import GateError, InputError, SlimdeployError
 from slimdeploy.files import atomic_path, read_bytes, sha256_file, write_text
-from slimdeploy.images import ImageFolder, load
+from slimdeploy.images import ImageFolder, load, spread
 from slimdeploy.manifest import read_manifest
 from slimdeploy.preprocessing import Preprocessing, first_problem
 
@@ -102,7 +102,7 @@ def make(listed: Path, *, data_dir: Path, output: Path, images: int | None = Non
     if images is not None:
         if not 1 <= images <= len(names):
             raise InputError(f"--images {images}: {listed} holds {len(names)}")
-        names = [names[i * len(names) // images] for i in range(images)]
+        names = [names[i] for i in spread(len(names), images)]
     arrays = []
     with progress_bar() as progress:
         bar = progress.add_task("images", total=len(names))

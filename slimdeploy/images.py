@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +110,13 @@ class ImageFolder:
             share = (seen[label] + 0.5) / sizes[label] if stratified else 0.0
             seen[label] += 1
             places.append((share, keys[index], index))
-        chosen = sorted(index for _, _, index in sorted(places)[:n])
+        return self._only(sorted(index for _, _, index in sorted(places)[:n]))
+
+    def spread(self, n: int) -> Self:
+        """At most `n` images, evenly apart, so that every class is looked at."""
+        return self._only(spread(len(self), n))
+
+    def _only(self, chosen: Sequence[int]) -> Self:
         return replace(
             self,
             files=tuple(self.files[i] for i in chosen),
@@ -161,6 +167,12 @@ class ImageFolder:
 
     def _names(self) -> list[str]:
         return [file.relative_to(self.root).as_posix() for file in self.files]
+
+
+def spread(total: int, n: int) -> list[int]:
+    """At most `n` of the places 0 to `total` - 1, evenly apart: images are sorted by class."""
+    n = min(n, total)
+    return [i * total // n for i in range(n)]
 
 
 def read_image(file: Path) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from slimdeploy.errors import InputError
-from slimdeploy.images import ImageFolder
+from slimdeploy.images import ImageFolder, spread
 from slimdeploy.preprocessing import Preprocessing
 
 SMALL = Preprocessing(
@@ -138,3 +138,18 @@ def test_nothing_is_asked_for(root: Path) -> None:
         folder.sample(0, seed=0)
     with pytest.raises(InputError, match="a batch of 0 images is empty"):
         next(folder.batches(SMALL, 0))
+
+
+@pytest.mark.parametrize(("total", "n"), [(200, 32), (17, 64), (5, 5), (1, 1), (0, 3), (7, 3)])
+def test_a_spread_is_even(total: int, n: int) -> None:
+    places = spread(total, n)
+    assert len(places) == len(set(places)) == min(total, n)
+    assert places[:1] == [0][:total]
+    gaps = np.diff([*places, total])
+    assert not places or gaps.max() - gaps.min() <= 1
+
+
+def test_a_spread_of_a_folder_holds_every_class(root: Path) -> None:
+    folder = ImageFolder.open(root).spread(6)
+    assert Counter(folder.labels) == {0: 2, 1: 1, 2: 3}
+    assert len(folder.files) == 6

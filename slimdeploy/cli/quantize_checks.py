@@ -96,13 +96,9 @@ def _parity(stage: Stage, written: Path) -> tuple[Parity, str]:
         open_engine(stage.model, threads=stage.threads) as first,
         open_engine(written, threads=stage.threads) as second,
     ):
-        done = 0
-        for batch in stage.calibrating.batches(16):
+        for batch in stage.calibrating.spread(_COMPARED).batches(16):
             for engine, outputs in zip((first, second), sides, strict=True):
                 outputs.append(infer_all(engine, batch)[engine.outputs[0].name])
-            done += len(batch)
-            if done >= _COMPARED:
-                break
         runtime = second.describe().provider
     reference, other = (np.concatenate(outputs) for outputs in sides)
     return compare_outputs(reference, other, tolerance=1.0), runtime

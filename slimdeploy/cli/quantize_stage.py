@@ -172,36 +172,14 @@ def _named(source: Path) -> Iterator[None]:
 
 
 def _scanned(stage: Stage) -> Scan:
-    """Look for overflow; of many images at the first few."""
+    """Look for overflow; of many images at a few, from all classes."""
     work = opened(stage.source, stage.options)
-    images = stage.calibrating
-    if images.described.count > _SCANNED:
-        images = _First(images, _SCANNED)
+    images = stage.calibrating.spread(_SCANNED)
     with _told("looking for overflow") as tell:
         found = scan(work, images, stage.options.keep_float32, tell)
     if not stage.keep_overflows:
         found.require()
     return found
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first images of a set; described as the set."""
-
-    images: Calibration
-    count: int
-
-    @property
-    def described(self) -> Any:
-        return replace(self.images.described, count=self.count)
-
-    def batches(self, size: int) -> Iterator[Any]:
-        done = 0
-        for batch in self.images.batches(size):
-            yield batch[: self.count - done]
-            done += len(batch)
-            if done >= self.count:
-                return
 
 
 def _with_kept(stage: Stage, found: Scan | None) -> PrecisionOptions:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import InputError, one_line
-from slimdeploy.images import ImageFolder
+from slimdeploy.images import ImageFolder, spread
 from slimdeploy.preprocessing import Preprocessing
 
 Images = NDArray[np.float32]
@@ -33,6 +33,10 @@ class Calibration(Protocol):
         Raises:
             InputError: naming the first image that cannot be read.
         """
+        ...
+
+    def spread(self, n: int) -> Calibration:
+        """At most `n` of them, evenly apart: the first ones may all be of one class."""
         ...
 
 
@@ -68,6 +72,10 @@ class ArrayCalibration:
         for start in range(0, len(self.images), size):
             yield self.images[start : start + size]
 
+    def spread(self, n: int) -> ArrayCalibration:
+        """At most `n` of them, evenly apart."""
+        return ArrayCalibration(self.images[spread(len(self.images), n)], self.source)
+
 
 @dataclass(frozen=True)
 class FolderCalibration:
@@ -85,6 +93,10 @@ class FolderCalibration:
         """All images, `size` at a time."""
         for batch in self.folder.batches(self.preprocessing, size):
             yield batch.images
+
+    def spread(self, n: int) -> FolderCalibration:
+        """At most `n` of them, evenly apart."""
+        return FolderCalibration(self.folder.spread(n), self.preprocessing)
 
 
 def open_calibration(
