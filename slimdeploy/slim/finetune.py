@@ -111,6 +111,7 @@ class Finetuner:
             kept={layer: self.schedule.keep[layer - 1] for layer in layers},
             token_weight=options.token_weight,
             criterion=LabelSmoothingCrossEntropy(options.smoothing),
+            task_loss_weight=options.task_loss_weight,
             distill_loss_weight=options.distill_loss_weight,
             temperature=options.kd_temperature,
             device=device,

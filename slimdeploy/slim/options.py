@@ -15,10 +15,12 @@ _AT_LEAST = {
     "workers": 0,
     "seed": 0,
     "warmup_epochs": 0,
+    "task_loss_weight": 0,
     "distill_loss_weight": 0,
     "feature_weight": 0,
     "token_weight": 0,
 }
+_LOSSES = ("task_loss_weight", "distill_loss_weight", "feature_weight", "token_weight")
 _ABOVE_ZERO = ("epochs", "lr", "kd_temperature", "layer_decay", "clip_grad")
 _CIRCUMSTANCES = ("workers", "device", "save_every")
 
@@ -39,6 +41,7 @@ class FinetuneOptions:
         warmup_epochs: epochs over which the learning rate rises.
         smoothing: of the labels.
         clip_grad: largest norm of the gradient.
+        task_loss_weight: weight of the labels; 0 learns from the dense model alone.
         distill_loss_weight: weight of the dense model's logits as a target.
         kd_temperature: softmax temperature of those logits.
         feature_weight: weight of the tokens that the dense model's head reads as a target.
@@ -67,6 +70,7 @@ class FinetuneOptions:
     warmup_epochs: float = 0.1
     smoothing: float = 0.1
     clip_grad: float = 1.0
+    task_loss_weight: float = 1.0
     distill_loss_weight: float = 1.0
     kd_temperature: float = 2.0
     feature_weight: float = 2.0
@@ -88,6 +92,8 @@ class FinetuneOptions:
         for name, smallest in _AT_LEAST.items():
             if not getattr(self, name) >= smallest:
                 raise InputError(f"{self._said(name)}: must be at least {smallest}")
+        if not any(getattr(self, name) for name in _LOSSES):
+            raise InputError(f"{self._said(_LOSSES[0])}: with no other weight nothing is learned")
         for name in ("max_steps", "save_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{self._said(name)}: must be at least 1")

@@ -78,6 +78,14 @@ def test_the_dense_model_does_not_run_for_labels_alone(
     assert asked == [8]
 
 
+def test_the_dense_model_alone_can_teach(make_vit: Callable[..., Any], photographs: Path) -> None:
+    run = runner(make_vit, photographs, task_loss_weight=0.0, smoothing=0.0)
+    images, target = next(iter(batches(run)))
+    for labels in (target, 1 - target):
+        parts = run.task(images, labels)
+        torch.testing.assert_close(parts["loss"], parts["kd_loss"] + 2 * parts["feature_loss"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_training_kernel_computes_the_same_attention(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -185,6 +193,10 @@ def test_a_damaged_state_starts_anew(
         ({"epochs": float("inf")}, "--epochs inf: must be above 0"),
         ({"ema_decay": 1.0}, "--ema-decay 1.0: must be at least 0 and below 1"),
         ({"token_weight": -1.0}, "--token-weight -1.0: must be at least 0"),
+        (
+            {"task_loss_weight": 0.0, "distill_loss_weight": 0.0, "feature_weight": 0.0},
+            "--task-loss-weight 0.0: with no other weight nothing is learned",
+        ),
         ({"max_steps": 0}, "--max-steps 0: must be at least 1"),
         ({"save_every": 0}, "--save-every 0: must be at least 1"),
         ({"min_scale": 1.5}, "--min-scale 1.5: must be above 0 and at most 1"),
