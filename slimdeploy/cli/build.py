@@ -63,7 +63,8 @@ def build(
         cache_dir: where engines and timings are kept (default: the user's cache folder).
         cache: take an engine from the cache that was built from the same, and keep a new one.
         layers: write the engine's kernels to this JSON file.
-        strict: fail (exit 1) if the linters find anything; nothing is written then.
+        strict: fail (exit 1) if the linters find anything, or the engine tells no kernels for them
+            to look at; nothing is written then.
         dry_run: check everything that can be checked, and say what would be done.
         json: print the result as JSON.
     """

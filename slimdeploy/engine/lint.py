@@ -43,9 +43,9 @@ def lint(
     layers: Sequence[EngineLayer], attentions: Sequence[Attention], facts: GraphFacts
 ) -> list[Finding]:
     """Findings of every rule; [] for an engine that does not tell its kernels."""
-    kernels = [layer for layer in layers if layer.computes]
-    if not kernels:
+    if not tells_kernels(layers):
         return []
+    kernels = [layer for layer in layers if layer.computes]
     found = [
         _attention(kernels, attentions),
         _selections(kernels),
@@ -54,6 +54,11 @@ def lint(
         _layer_norms(kernels, facts),
     ]
     return [finding for finding in found if finding is not None]
+
+
+def tells_kernels(layers: Sequence[EngineLayer]) -> bool:
+    """Whether an engine told of its kernels, without which there is nothing to find."""
+    return any(layer.computes for layer in layers)
 
 
 def summary(layers: Sequence[EngineLayer], attentions: Sequence[Attention]) -> dict[str, int]:

@@ -221,6 +221,26 @@ def test_a_schedule_of_another_model(
     assert left(good.parent) == {"m.onnx", "sched.json"}
 
 
+def test_a_schedule_for_a_model_without_blocks(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved(text_model("float[B,4] x => float[B,4] y", "y = Tanh(x)"), folder / "m.onnx")
+    path = written_schedule(folder / "sched.json", [[0], [0]])
+    arguments = ("--keep-schedule", path, "--output", folder / "fast.onnx")
+    line = error_line(capsys, 1, "build", model, *ORT, *arguments)
+    assert f"its tokens cannot be compared with {path}; nothing was written: give" in line
+    assert left(folder) == {"m.onnx", "sched.json"}
+
+
+def test_strict_of_a_backend_that_tells_no_kernels(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--strict", "--output", good.parent / "fast.onnx")
+    line = error_line(capsys, 1, "build", good, *ORT, *arguments)
+    assert "fast.onnx: the build told no kernels, so the linters had nothing to look at" in line
+    assert left(good.parent) == {"m.onnx"}
+
+
 def test_a_truncated_schedule(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written_schedule(good.parent / "sched.json", [[0], [0]])
     path.write_text(path.read_text()[:100])

@@ -6,6 +6,7 @@ Code map:
     with_tensorrt      one build by TensorRT or TensorRT-RTX; with_onnxruntime by ONNX Runtime
     cache              engines and timings that were computed before
     failures           what a builder's log means
+    gates              what an engine must show before it is written
     report, record     what was read back; what the manifest keeps of it
 """
 
@@ -13,21 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from slimdeploy.engine.building.cache import default_folder
 from slimdeploy.engine.building.child import run_build
+from slimdeploy.engine.building.gates import check_schedule, require_clean
 from slimdeploy.engine.building.record import BuildRecord
 from slimdeploy.engine.building.report import BuildReport
 from slimdeploy.engine.building.request import BuildRequest, batch_profile, check_output
 from slimdeploy.engine.graph_facts import check_weights, graph_facts
 from slimdeploy.engine.lint import Finding, lint
 from slimdeploy.engine.protocol import TensorInfo
-from slimdeploy.engine.tokens import check_tokens, engine_tokens
-from slimdeploy.errors import GateError, InputError
+from slimdeploy.engine.tokens import engine_tokens
+from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable, sha256_file, staged
 from slimdeploy.manifest import Manifest, manifest_path, verify_manifest, write_manifest
 from slimdeploy.measure.onnx_file import external_files, load_structure
@@ -101,7 +103,7 @@ def build_engine(
         expected: the tokens that each block must compute; None takes them from the model's
             manifest, if it has one.
         expected_by: the file that says so.
-        strict: accept no finding of the linters.
+        strict: accept no finding of the linters, and no engine that does not tell its kernels.
 
     Raises:
         SlimdeployError: in words; nothing is written then.
@@ -110,7 +112,8 @@ def build_engine(
     check_writable(output, model, expected_by)
     check_writable(manifest_path(output), manifest_path(model))
     source = verify_manifest(model) if manifest_path(model).is_file() else None
-    if expected is None and source is not None and source.tokens_per_block:
+    asked = expected is not None
+    if not asked and source is not None and source.tokens_per_block:
         expected, expected_by = source.tokens_per_block, manifest_path(model)
     with _disk_errors(output), TemporaryDirectory(dir=output.parent, prefix=".build-") as name:
         folder = Path(name)
@@ -118,14 +121,11 @@ def build_engine(
         report = run_build(folder, task, progress)
         tokens = engine_tokens(report.layers, report.attentions)
         counts = [block.queries for block in tokens or report.attentions]
-        if expected is not None and counts:
-            check_tokens(str(model), counts, expected, str(expected_by))
+        notes = check_schedule(model, counts, expected, expected_by, asked)
+        report = replace(report, notes=(*report.notes, *notes))
         findings = lint(report.layers, report.attentions, graph_facts(model))
-        if strict and findings:
-            raise GateError(
-                f"{output}: {findings[0].message} (and {len(findings) - 1} more findings); "
-                "nothing was written, as --strict asks"
-            )
+        if strict:
+            require_clean(output, report, findings)
         record = BuildRecord.of(report, request, tokens, findings)
         with staged(output) as target:
             _move_parts(folder, target)
