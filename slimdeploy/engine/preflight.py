@@ -5,12 +5,14 @@ TensorRT itself has no such check: it refuses a foreign engine with a number, or
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from slimdeploy.engine.building.record import BuildRecord, build_record
+from slimdeploy.engine.building.request import RTX_TARGETS
 from slimdeploy.engine.host import Host
 from slimdeploy.engine.trt.bindings import version_of
 from slimdeploy.errors import InputError, MissingError
@@ -81,9 +83,40 @@ def preflight(manifest: Manifest, record: BuildRecord, host: Host) -> Verdict:
         missing.append(f"{name} is not installed: pip install 'slimdeploy[{extra}]'")
     refused = [*_version(record, host), *_device(record, host)]
     cautions = list(_cautions(record, host))
+    return Verdict(
+        tuple(missing), tuple(refused), tuple(cautions), _rebuild(manifest, record, host)
+    )
+
+
+_TARGET = "--compute-capability"
+
+
+def _rebuild(manifest: Manifest, record: BuildRecord, host: Host) -> str:
+    """The command that built it, for this machine's GPU where it names other machines' alone."""
     command = [word for word in manifest.command if word != "--dry-run"]
-    rebuild = shlex.join(command) if command else "slimdeploy build"
-    return Verdict(tuple(missing), tuple(refused), tuple(cautions), rebuild)
+    if host.gpu is not None and record.compute_capabilities:
+        here = "{}.{}".format(*host.gpu.compute_capability)
+        if here not in record.compute_capabilities:
+            command = _retargeted(command, here)
+    return shlex.join(command) if command else "slimdeploy build"
+
+
+def _retargeted(command: Sequence[str], here: str) -> list[str]:
+    """For the GPU `here`, by TensorRT itself if TensorRT-RTX does not compile for it."""
+    words = _without_targets(command)
+    if here in RTX_TARGETS:
+        return [*words, _TARGET, here]
+    return [re.sub(r"^(--backend=)?tensorrt-rtx$", r"\1tensorrt", word) for word in words]
+
+
+def _without_targets(command: Sequence[str]) -> list[str]:
+    """The command without the GPUs to compile for: `--flag VALUE` or `--flag=VALUE`."""
+    before = ("", *command)
+    return [
+        word
+        for previous, word in zip(before, command, strict=False)
+        if previous != _TARGET and word != _TARGET and not word.startswith(f"{_TARGET}=")
+    ]
 
 
 def _wants_gpu(record: BuildRecord) -> bool:

@@ -58,10 +58,10 @@ def host(
     return Host(platform, Gpu(name, sm, (13, 0), 8_000_000_000), found)
 
 
-def judged(made: BuildRecord, machine: Host) -> Verdict:
+def judged(made: BuildRecord, machine: Host, command: tuple[str, ...] = COMMAND) -> Verdict:
     artifact = Artifact(name="m.plan", sha256="0" * 64, bytes=1)
     manifest = Manifest(
-        kind="tensorrt-engine", slimdeploy="test", artifact=artifact, command=COMMAND
+        kind="tensorrt-engine", slimdeploy="test", artifact=artifact, command=command
     )
     return preflight(manifest, made, machine)
 
@@ -119,6 +119,41 @@ def test_an_engine_for_another_machine(made: dict[str, Any], machine: Host, word
         "rebuild with slimdeploy build 'my model.onnx' --output m.plan"
     )
     assert "\n" not in str(caught.value)
+
+
+BUILD = ("slimdeploy", "build", "m.onnx", "--backend", "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("--compute-capability", "8.6,8.9"),
+        ("--compute-capability=8.6",),
+        ("--compute-capability", "8.6", "--compute-capability=8.9"),
+    ],
+    ids=" ".join,
+)
+def test_an_engine_is_rebuilt_for_the_gpu_that_is_here(targets: tuple[str, ...]) -> None:
+    rtx = {"backend": "tensorrt-rtx", "version": "1.7.1", "compute_capabilities": ("8.6",)}
+    made = record(**rtx, targets="8.6", gpu=None)
+    machine = host("RTX 5090", (12, 0), tensorrt_rtx="1.7.1")
+    verdict = judged(made, machine, (*BUILD, *targets, "--output", "m.plan"))
+    words = "slimdeploy build m.onnx --backend tensorrt-rtx --output m.plan"
+    assert verdict.rebuild == f"{words} --compute-capability 12.0"
+    assert verdict.refused
+    bare = judged(made, Host("linux-x86_64", None, {}), (*BUILD, *targets))
+    assert bare.rebuild == " ".join((*BUILD, *targets))
+    for_orin = judged(made, host(tensorrt_rtx="1.7.1"), (*BUILD, *targets))
+    assert for_orin.rebuild == "slimdeploy build m.onnx --backend tensorrt"
+
+
+def test_an_engine_for_several_gpus_is_rebuilt_for_all_of_them() -> None:
+    rtx = {"backend": "tensorrt-rtx", "version": "1.6.0", "compute_capabilities": ("8.6", "8.9")}
+    command = (*BUILD, "--compute-capability", "8.6,8.9")
+    verdict = judged(
+        record(**rtx, gpu=None), host("RTX 3090", (8, 6), tensorrt_rtx="1.7.1"), command
+    )
+    assert verdict.rebuild == " ".join(command)
 
 
 LOADS: list[tuple[dict[str, Any], Host]] = [
