@@ -23,6 +23,7 @@ _NAMES = {
     "tensorrt-rtx": "TensorRT-RTX",
     "onnxruntime": "ONNX Runtime",
 }
+_TARGET = "--compute-capability"
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,6 @@ def preflight(manifest: Manifest, record: BuildRecord, host: Host) -> Verdict:
     )
 
 
-_TARGET = "--compute-capability"
-
-
 def _rebuild(manifest: Manifest, record: BuildRecord, host: Host) -> str:
     """The command that built it, for this machine's GPU where it names other machines' alone."""
     command = [word for word in manifest.command if word != "--dry-run"]
@@ -104,6 +102,8 @@ def _rebuild(manifest: Manifest, record: BuildRecord, host: Host) -> str:
 def _retargeted(command: Sequence[str], here: str) -> list[str]:
     """For the GPU `here`, by TensorRT itself if TensorRT-RTX does not compile for it."""
     words = _without_targets(command)
+    if words == command:  # made for all that the compiler knows, as it will be again
+        return words
     if here in RTX_TARGETS:
         return [*words, _TARGET, here]
     return [re.sub(r"^(--backend=)?tensorrt-rtx$", r"\1tensorrt", word) for word in words]
