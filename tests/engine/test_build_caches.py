@@ -18,6 +18,7 @@ from slimdeploy.engine.building.cache import (
 from slimdeploy.engine.building.request import BuildRequest
 from slimdeploy.engine.gpu import Gpu
 from slimdeploy.engine.trt.build import timing_cache_bytes, use_timing_cache
+from tests.engine.fakes import beyond_bindings
 
 ORIN = Gpu("NVIDIA Orin (nvgpu)", (8, 7), (12, 6), 6_000_000_000)
 MODEL = {"": "a" * 64}
@@ -132,7 +133,7 @@ def test_timings_that_cannot_be_read(tmp_path: Path) -> None:
 class FakeConfig:
     """A fake, at the adapter's edge: a builder's configuration that takes or refuses a cache.
 
-    Its methods are held to the real bindings by test_trt_api.
+    Its methods are held to those that the real bindings are known to have, below.
     """
 
     def __init__(self, accepts: bool, made: bool = True) -> None:
@@ -150,6 +151,10 @@ class FakeConfig:
 
     def get_timing_cache(self) -> None:
         return None
+
+
+def test_the_fake_configuration_has_nothing_that_the_bindings_lack() -> None:
+    assert beyond_bindings(FakeConfig, "IBuilderConfig") == set()
 
 
 @pytest.mark.parametrize(

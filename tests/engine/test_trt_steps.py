@@ -25,9 +25,9 @@ from slimdeploy.engine.gpu import Gpu
 from slimdeploy.engine.host import Host
 from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.trt import runner
-from slimdeploy.engine.trt.api import ALWAYS
 from slimdeploy.errors import InputError, MissingError
 from slimdeploy.manifest import write_manifest
+from tests.engine.fakes import beyond_bindings, beyond_object
 from tests.engine.test_preflight import record
 from tests.graph.text import model as text_model
 
@@ -123,26 +123,30 @@ def test_without_a_driver_no_builder_is_made(small: Path, monkeypatch: pytest.Mo
 
 
 class Device:
-    """Memory that is not on a GPU, with what is called of polygraphy.cuda.DeviceArray."""
+    """Memory that is not on a GPU, with what is called of polygraphy.cuda.DeviceArray.
+
+    Not its `dtype`: from polygraphy 0.55 on that is no type of numpy's.
+    """
 
     live: dict[int, Device] = {}  # noqa: RUF012 (the fake driver's table of addresses)
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self.shape, self.dtype, self.ptr = tuple(shape), np.dtype(dtype), id(self)
+        self.shape, self._dtype, self.ptr = tuple(shape), np.dtype(dtype), id(self)
         self.host = np.zeros(shape, dtype)
         self.live[self.ptr] = self
 
     def resize(self, shape: tuple[int, ...]) -> None:
         self.shape = tuple(shape)
-        self.host = np.zeros(shape, self.dtype)
+        self.host = np.zeros(shape, self._dtype)
 
-    def copy_from(self, array: Any, stream: Any) -> None:
-        assert array.flags["C_CONTIGUOUS"]
-        assert array.dtype == self.dtype
-        self.host[...] = array
+    def copy_from(self, host_buffer: Any, stream: Any) -> None:
+        assert host_buffer.flags["C_CONTIGUOUS"]
+        assert host_buffer.dtype == self._dtype
+        self.host[...] = host_buffer
 
-    def copy_to(self, array: Any, stream: Any) -> None:
-        array[...] = self.host
+    def copy_to(self, host_buffer: Any, stream: Any) -> None:
+        assert host_buffer.dtype == self._dtype
+        host_buffer[...] = self.host
 
     def free(self) -> None:
         del self.live[self.ptr]
@@ -221,9 +225,40 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_fakes_have_nothing_that_the_bindings_lack() -> None:
-    for kind, fake in (("IExecutionContext", Context), ("Runtime", Runtime)):
-        own = {name for name in vars(fake) if not name.startswith("_")} - {"loads"}
-        assert {f"{kind}.{name}" for name in own} <= set(ALWAYS)
+    assert beyond_bindings(Context, "IExecutionContext") == set()
+    assert beyond_bindings(Runtime, "Runtime", own=("loads",)) == set()
+    assert beyond_bindings(FakeLogger, "ILogger") == set()
+
+
+def test_the_fakes_have_nothing_that_polygraphy_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array of no bytes allocates nothing, and a stream only asks the driver for one."""
+    pytest.importorskip("polygraphy", reason="the extra tensorrt-rtx is not installed")
+    from polygraphy.cuda import DeviceArray
+    from polygraphy.cuda import Stream as RealStream
+
+    driver = SimpleNamespace(create_stream=lambda: 7)
+    monkeypatch.setattr("polygraphy.cuda.cuda.wrapper", lambda: driver)
+    monkeypatch.setattr(Device, "live", {})
+    real = DeviceArray(shape=(0, 3), dtype=np.dtype("float32"))
+    assert beyond_object(Device((0, 3), "float32"), real, own=("live", "host")) == set()
+    assert beyond_object(Stream(), RealStream()) == set()
+
+
+def test_a_fake_that_knows_too_much_is_noticed() -> None:
+    class Real:
+        def take(self, item: int) -> None: ...
+
+    class Fake:
+        def take(self, items: int) -> None: ...
+
+        def get_tensor_shape(self) -> None: ...
+
+        def invented(self) -> None: ...
+
+    assert beyond_bindings(Fake, "IExecutionContext", own=("take",)) == {
+        "IExecutionContext.invented"
+    }
+    assert beyond_object(Fake(), Real(), own=("invented",)) == {"take", "get_tensor_shape"}
 
 
 def test_an_engine_is_run(plan: Path) -> None:

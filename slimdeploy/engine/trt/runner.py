@@ -101,7 +101,7 @@ class TensorRTEngine:
             self._device_array(info.name, shape, np.dtype(info.dtype))
         if not self._context.execute_async_v3(self._stream.ptr):
             raise InputError(f"{name}: inference failed: {self._last_error()}")
-        found = {info.name: self._host_array(info.name) for info in self._outputs}
+        found = {info.name: self._host_array(info) for info in self._outputs}
         self._stream.synchronize()
         return found
 
@@ -114,9 +114,10 @@ class TensorRTEngine:
         self._context.set_tensor_address(name, array.ptr)
         return array
 
-    def _host_array(self, name: str) -> Array:
-        device = self._arrays[name]
-        host = np.empty(device.shape, device.dtype)
+    def _host_array(self, info: TensorInfo) -> Array:
+        device = self._arrays[info.name]
+        # Not `device.dtype`: polygraphy deprecates reading it as a type of numpy's.
+        host = np.empty(device.shape, info.dtype)
         device.copy_to(host, self._stream)
         return host
 
