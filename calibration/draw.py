@@ -57,7 +57,9 @@ class Drawn(BaseModel):
         try:
             return cls.model_validate_json(read_bytes(path))
         except ValidationError as error:
-            raise InputError(f"{path}: not a calibration list: {first_problem(error)}") from error
+            raise InputError(
+                f"{path}: not a calibration list: {first_problem(error)}; draw it again with `list`"
+            ) from error
 
 
 @app.command(name="list")

@@ -119,6 +119,13 @@ def write_text(target: Path, text: str) -> None:
     write_bytes(target, text.encode())
 
 
+def unreadable(path: Path, error: OSError) -> InputError:
+    """What to say of a file that cannot be read."""
+    return InputError(
+        f"{path}: cannot be read ({error.strerror}); check the path and who may read it"
+    )
+
+
 def read_bytes(path: Path) -> bytes:
     """The file's bytes.
 
@@ -128,7 +135,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
 
 
 def sha256_file(path: Path) -> str:
@@ -141,4 +148,4 @@ def sha256_file(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error

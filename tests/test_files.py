@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from slimdeploy.errors import InputError
-from slimdeploy.files import atomic_path, check_writable, write_text
+from slimdeploy.files import atomic_path, check_writable, read_bytes, sha256_file, write_text
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -32,6 +33,17 @@ def test_a_written_file_has_ordinary_permissions(tmp_path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     assert target.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("read", [read_bytes, sha256_file])
+def test_what_cannot_be_read_is_named_with_a_remedy(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    for path in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(
+            InputError, match=r": cannot be read \(.*\); check the path and who may"
+        ):
+            read(path)
 
 
 def test_targets_that_cannot_be_written_are_named(tmp_path: Path) -> None:

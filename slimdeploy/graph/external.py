@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from slimdeploy.errors import InputError
+from slimdeploy.files import unreadable
 
 
 class Stretch(NamedTuple):
@@ -129,7 +130,7 @@ def read_stretch(place: Stretch) -> bytes:
             file.seek(place.offset)
             data = file.read(place.length)
     except OSError as error:
-        raise InputError(f"{place.path}: cannot be read ({error.strerror})") from error
+        raise unreadable(place.path, error) from error
     if len(data) != place.length:
         raise InputError(f"{place.path}: was shortened while it was read; copy it again")
     return data

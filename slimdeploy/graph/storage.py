@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from slimdeploy.errors import InputError
-from slimdeploy.files import staged
+from slimdeploy.files import staged, unreadable
 from slimdeploy.graph.external import (
     checked_stretch,
     is_outside,
@@ -76,7 +76,7 @@ def parse_model(path: Path) -> onnx.ModelProto:
             )
         model.ParseFromString(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: {_why_unreadable(path, error)}") from error
+        raise _unreadable(path, error) from error
     except (DecodeError, UnicodeDecodeError) as error:
         raise InputError(_refusal(path)) from error
     if not model.graph.node:
@@ -84,12 +84,12 @@ def parse_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _why_unreadable(path: Path, error: OSError) -> str:
+def _unreadable(path: Path, error: OSError) -> InputError:
     if isinstance(error, FileNotFoundError):
-        return "no such file; give the path of an .onnx file"
+        return InputError(f"{path}: no such file; give the path of an .onnx file")
     if path.is_dir():
-        return "is a folder; give the path of an .onnx file"
-    return f"cannot be read ({error.strerror})"
+        return InputError(f"{path}: is a folder; give the path of an .onnx file")
+    return unreadable(path, error)
 
 
 def _refusal(path: Path) -> str:

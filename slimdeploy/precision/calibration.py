@@ -142,7 +142,9 @@ def _load_npz(path: Path, shape: tuple[int, ...]) -> Images:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npz file ({one_line(error)})") from error
+        raise InputError(
+            f"{path}: not a readable .npz file ({one_line(error)}); write it again with numpy.savez"
+        ) from error
     if len(arrays) != 1:
         held = ", ".join(arrays) or "nothing"
         raise InputError(f"{path}: must hold one array, the preprocessed images; holds {held}")

@@ -54,7 +54,10 @@ class Ranges(Record):
         try:
             return cls.model_validate_json(read_bytes(path))
         except ValidationError as error:
-            raise InputError(f"{path}: not a ranges file: {first_problem(error)}") from error
+            raise InputError(
+                f"{path}: not a ranges file: {first_problem(error)}; collect the ranges anew with "
+                "--calibration"
+            ) from error
 
     def write(self, path: Path) -> None:
         """To a file, atomically."""

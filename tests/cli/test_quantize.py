@@ -173,12 +173,13 @@ def test_ranges_of_another_graph(
     words = ["quantize", other, "--precision", "int8", "--output", dense.with_name("r.onnx")]
     line = fails(capsys, *words, "--ranges", ranges)
     assert "model.sha256: holds the ranges of another file (dense.onnx" in line
-    ranges.write_text(ranges.read_text()[:500])
-    assert "not a ranges file" in fails(capsys, *words, "--ranges", ranges)
-    ranges.write_text("[]")
-    assert "not a ranges file" in fails(capsys, *words, "--ranges", ranges)
-    gone = ranges.with_name("gone.json")
-    assert "gone.json: cannot be read" in fails(capsys, *words, "--ranges", gone)
+    for text in (ranges.read_text()[:500], "[]"):
+        ranges.write_text(text)
+        line = fails(capsys, *words, "--ranges", ranges)
+        assert "not a ranges file" in line
+        assert line.endswith("; collect the ranges anew with --calibration")
+    line = fails(capsys, *words, "--ranges", ranges.with_name("gone.json"))
+    assert "gone.json: cannot be read (No such file or directory); check the path" in line
 
 
 def test_weights_that_are_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,7 +257,9 @@ def test_calibration_that_cannot_be_read(
     words = ["quantize", small, "--precision", "int8", "--output", out, "--calibration"]
     broken = images_of(tmp_path, np.ones((2, 3, 4, 4), np.float32))
     broken.write_bytes(broken.read_bytes()[:90])
-    assert "not a readable .npz file" in fails(capsys, *words, broken)
+    line = fails(capsys, *words, broken)
+    assert "not a readable .npz file" in line
+    assert line.endswith("; write it again with numpy.savez")
     np.savez(broken, a=np.ones(2), b=np.ones(2))
     assert "must hold one array" in fails(capsys, *words, broken)
     (tmp_path / "empty").mkdir()
