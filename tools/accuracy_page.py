@@ -28,8 +28,8 @@ interval (paired bootstrap over images; seeds are averaged first). "dense weight
 labels and no training. "after fine-tuning": from there, a short training towards the dense model's
 outputs and tokens, which reads no labels either. "to `cover`": the difference to the default at the
 same counts, images and seeds, before and after the refit. Each seed draws other calibration images.
-`evit` and `tome` choose by image; they start fine-tuning from the dense weights. MACs saved are those
-of the kept counts, at least the budget's. Each row was made by
+`evit` and `tome` choose by image; they start fine-tuning from the dense weights. MACs saved are
+those of the kept counts, at least the budget's. Each row was made by
 
     python -m tools.accuracy_table run --study S --mac-reduction R --impact I --shape C \\
         --images M --seed N --test-images "judged on" --stages dense_weights refit finetuned
@@ -40,10 +40,10 @@ precision, by the commands of `tools/train_studies.sh DINOV2` on two cores: Fash
 
 Searches, refits and their settings were chosen without the test images. Of fine-tuning that is only
 half true: its settings were chosen on validation images, by the divergence from the dense model's
-outputs, but after other recipes had failed on test images. Those took absolute steps (`--lr` 5e-5 to
-1.5e-4 with `--layer-decay` 0.8 or 0.9) and learned from the labels, with or without the dense model.
-Behind the refit they changed the top-1 of the Fashion-MNIST models by -0.84 points (46 %), -0.03 and
--0.20 (54 %), +0.10 and -0.27 (60 %), and that of the ELPV ViT-S by -5.3 (46 %).
+outputs, but after other recipes had failed on test images. Those took absolute steps (`--lr` 5e-5
+to 1.5e-4 with `--layer-decay` 0.8 or 0.9) and learned from the labels, with or without the dense
+model. Behind the refit they changed the top-1 of the Fashion-MNIST models by -0.84 points (46 %),
+-0.03 and -0.20 (54 %), +0.10 and -0.27 (60 %), and that of the ELPV ViT-S by -5.3 (46 %).
 """
 
 
