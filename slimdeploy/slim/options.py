@@ -33,11 +33,12 @@ class FinetuneOptions:
         epochs: passes over the data; 0.3 is allowed.
         max_steps: train for so many steps at most.
         batch_size: images a step, over all processes together.
-        relative_lr: make steps in proportion to each parameter's own size, for models whose
-            weights differ much in scale; then --lr 1e-4 is a change of 0.01 % a step.
-        lr: peak learning rate; falls along a cosine.
+        relative_lr: make steps in proportion to each parameter's own size, as a ViT's weights
+            differ in scale by orders of magnitude; --no-relative-lr makes them alike for all.
+        lr: peak learning rate; 3e-4 is a change of 0.03 % a step, without --relative-lr take
+            1e-5 to 5e-5. It falls along a cosine.
         weight_decay: of the optimiser.
-        layer_decay: learning rate's factor per block from the head down.
+        layer_decay: learning rate's factor per block from the head down (--no-relative-lr).
         warmup_epochs: epochs over which the learning rate rises.
         smoothing: of the labels.
         clip_grad: largest norm of the gradient.
@@ -63,8 +64,8 @@ class FinetuneOptions:
     epochs: float = 5
     max_steps: int | None = None
     batch_size: int = 32
-    relative_lr: bool = False
-    lr: float = 5e-5
+    relative_lr: bool = True
+    lr: float = 3e-4
     weight_decay: float = 0.05
     layer_decay: float = 0.8
     warmup_epochs: float = 0.1

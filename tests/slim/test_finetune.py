@@ -7,6 +7,7 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,18 @@ def test_relative_steps_are_in_proportion_to_each_parameter(
         step = float((value - before[name]).detach().abs().max())
         size = float(before[name].square().mean().sqrt().clamp(1e-4, 1.0))
         assert 0 < step < 1.2 * 1e-3 * size, name
+
+
+def test_absolute_steps_shrink_from_the_head_down(
+    make_vit: Callable[..., Any], photographs: Path
+) -> None:
+    fields = {"epochs": 1, "lr": 1e-3, "layer_decay": 0.5, "warmup_epochs": 0}
+    run = runner(make_vit, photographs, relative_lr=False, **fields)
+    names = [f"blocks.{index}.attn.proj.weight" for index in range(4)]
+    weights = [run.student.get_parameter(name) for name in names]
+    before = [weight.detach().clone() for weight in weights]
+    run.scheduler.step_update(num_updates=1)
+    run._step(1, *next(iter(batches(run))))
+    moved = [float((w - b).detach().abs().max()) for w, b in zip(weights, before, strict=True)]
+    for lower, upper in pairwise(moved):
+        assert lower == pytest.approx(upper / 2, rel=0.05)
