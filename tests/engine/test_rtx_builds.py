@@ -17,25 +17,18 @@ from slimdeploy.errors import InputError
 from slimdeploy.graph import check_graph
 from slimdeploy.measure.onnx_file import weight_types
 from tests.engine.builds import built, folder
-from tests.engine.models import FAMILIES, counts, graph
+from tests.engine.models import FAMILIES, FORMS, counts, graph
 
 CASES = [
     ("deit", "dense", "fp32"),
     ("deit", "gather", "fp32"),
-    ("deit", "dense", "fp16"),
-    ("deit", "lossless", "fp16"),
-    ("deit", "gather", "fp16"),
-    ("deit", "slice", "fp16"),
-    ("deit", "slice-concat", "fp16"),
-    ("deit", "one-hot", "fp16"),
-    ("deit", "dense", "bf16"),
-    ("deit", "gather", "bf16"),
-    ("deit", "gather", "int8"),
-    ("deit", "gather", "fp8"),
-    ("dinov2", "gather", "fp16"),
-    ("dinov2", "gather", "int8"),
-    ("clip", "gather", "fp16"),
-    ("clip", "gather", "int8"),
+    *((family, form, "fp16") for family in FAMILIES for form in FORMS),
+    *(
+        (family, form, precision)
+        for family in FAMILIES
+        for form in ("dense", "gather")
+        for precision in ("bf16", "int8", "fp8")
+    ),
 ]
 HALF = [case for case in CASES if case[2] != "fp32"]
 SELECTING = [case for case in HALF if case[1] in ("gather", "slice", "slice-concat")]
