@@ -43,7 +43,8 @@ def staged(target: Path) -> Iterator[Path]:
     """A path of the same name in a temporary folder beside `target`, for a file that has parts.
 
     Whatever the body writes into that folder replaces its namesakes beside `target` if the body
-    succeeds, `target` itself last. If the body raises, all is as it was.
+    succeeds, `target` itself last. If the body raises, all is as it was. Of several such contexts,
+    one within the other, the innermost files take their names first, when all have been written.
 
     Raises:
         InputError: as `atomic_path`.
@@ -53,16 +54,34 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder / target.name
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
+        paths = sorted(folder.iterdir(), key=lambda path: (path.name == target.name, path.name))
+        for path in paths:
             with path.open("rb") as written:
                 os.fsync(written.fileno())
             path.chmod(0o666 & ~_umask())
+        for path in paths:
             os.replace(path, target.parent / path.name)
         _sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             mark.unlink()
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Name `target` where the disk refuses what the body writes for it.
+
+    Raises:
+        InputError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror or error}); make room there or choose "
+            "another --output"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -109,7 +128,12 @@ def check_writable(target: Path, *inputs: Path | None) -> None:
 
 
 def write_bytes(target: Path, data: bytes) -> None:
-    """Write `data` to `target` atomically."""
+    """Write `data` to `target` atomically.
+
+    Raises:
+        InputError: as `atomic_path`.
+        OSError: if the disk is full; `disk_errors` says so.
+    """
     with atomic_path(target) as path:
         path.write_bytes(data)
 

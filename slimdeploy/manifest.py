@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -41,6 +41,11 @@ class Source(_Record):
 
     path: str
     sha256: Sha256
+
+    @classmethod
+    def of(cls, path: Path, lies_at: Path | None = None) -> Self:
+        """The file at `path`, or the one that will be there and is still at `lies_at`."""
+        return cls(path=str(path), sha256=sha256_file(lies_at or path))
 
 
 class Manifest(_Record):
@@ -82,7 +87,7 @@ def write_manifest(
     artifact: Path,
     *,
     kind: str,
-    made_from: Mapping[str, Path],
+    made_from: Mapping[str, Path | Source],
     command: Sequence[str],
     packages: Iterable[str] = (),
     preprocessing: Preprocessing | None = None,
@@ -90,13 +95,16 @@ def write_manifest(
     results: Mapping[str, JsonValue] | None = None,
     precision: Mapping[str, int] | None = None,
 ) -> Path:
-    """Describe `artifact`, which must be in place already, and return the manifest's path.
+    """Describe `artifact`, which must be written already, and return the manifest's path.
 
-    Sizes, hashes, versions and precision are read from the files and the installation; `precision`
-    is for artifacts that only their builder can read, and is what it read back.
+    An artifact that is still in the folder of `files.staged` is described there, so that both take
+    their places together. Sizes, hashes, versions and precision are read from the files and the
+    installation; `precision` is for artifacts that only their builder can read, and is what it
+    read back.
 
     Raises:
         InputError: if a file cannot be read or the manifest cannot be written.
+        OSError: if the disk is full; `files.disk_errors` says so.
     """
     parts, found = _read_back(artifact)
     manifest = Manifest(
@@ -109,8 +117,8 @@ def write_manifest(
             parts={name: sha256_file(artifact.parent / name) for name in parts},
         ),
         made_from={
-            role: Source(path=str(path), sha256=sha256_file(path))
-            for role, path in made_from.items()
+            role: source if isinstance(source, Source) else Source.of(source)
+            for role, source in made_from.items()
         },
         command=tuple(command),
         versions=package_versions(packages),

@@ -54,18 +54,8 @@ def export_file(stage: Stage, path: Path, outputs: tuple[str, ...], output: Path
         parity = _parity(stage, path, made, temporary)
         if parity is not None:
             parity.require(f"{output}: against {path}; nothing was written")
-    record = None if parity is None else parity.to_json()
-    schedule = {} if stage.schedule_path is None else {"schedule": stage.schedule_path}
-    write_manifest(
-        output,
-        kind=f"{stage.kind}-onnx",
-        made_from={"dense": path, **schedule},
-        command=command_line(),
-        packages=PACKAGES,
-        preprocessing=made.preprocessing,
-        tokens_per_block=made.counts,
-        results={} if record is None else {"parity": record},
-    )
+        record = None if parity is None else parity.to_json()
+        _describe(stage, path, made, record, temporary)
     return {
         "output": str(output),
         "kind": stage.kind,
@@ -74,6 +64,22 @@ def export_file(stage: Stage, path: Path, outputs: tuple[str, ...], output: Path
         "parity": record,
         "notes": made.notes,
     }
+
+
+def _describe(
+    stage: Stage, path: Path, made: _Written, record: dict[str, Any] | None, file: Path
+) -> None:
+    schedule = {} if stage.schedule_path is None else {"schedule": stage.schedule_path}
+    write_manifest(
+        file,
+        kind=f"{stage.kind}-onnx",
+        made_from={"dense": path, **schedule},
+        command=command_line(),
+        packages=PACKAGES,
+        preprocessing=made.preprocessing,
+        tokens_per_block=made.counts,
+        results={} if record is None else {"parity": record},
+    )
 
 
 def _write(stage: Stage, path: Path, outputs: tuple[str, ...], target: Path) -> _Written:

@@ -77,18 +77,18 @@ def export_timm(stage: Stage, how: TorchExport, output: Path) -> dict[str, Any]:
             parity.require(f"{output}: against the {stage.kind} torch model; nothing was written")
         else:
             notes.append("a probe ends inside the model: its numbers were not compared")
-    counts = [] if made is None else [block.queries for block in made.blocks]
-    record = None if parity is None else parity.to_json()
-    write_manifest(
-        output,
-        kind=f"{stage.kind}-onnx",
-        made_from=source.made_from,
-        command=command_line(),
-        packages=("torch", "timm", "onnxscript", *PACKAGES),
-        preprocessing=source.preprocessing,
-        tokens_per_block=counts,
-        results={} if record is None else {"parity": record},
-    )
+        counts = [] if made is None else [block.queries for block in made.blocks]
+        record = None if parity is None else parity.to_json()
+        write_manifest(
+            path,
+            kind=f"{stage.kind}-onnx",
+            made_from=source.made_from,
+            command=command_line(),
+            packages=("torch", "timm", "onnxscript", *PACKAGES),
+            preprocessing=source.preprocessing,
+            tokens_per_block=counts,
+            results={} if record is None else {"parity": record},
+        )
     return {
         "output": str(output),
         "kind": stage.kind,

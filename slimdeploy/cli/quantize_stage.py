@@ -18,10 +18,10 @@ from slimdeploy.cli.quantize_checks import Checks, check_output
 from slimdeploy.cli.quantize_flags import Gates
 from slimdeploy.console import note, progress_bar
 from slimdeploy.errors import GateError, GraphError, InputError
-from slimdeploy.files import check_writable
+from slimdeploy.files import check_writable, staged
 from slimdeploy.graph.shapes import channels_last, runtime_inputs
 from slimdeploy.graph.storage import replaced_model, write_model
-from slimdeploy.manifest import Manifest, manifest_path, verify_manifest, write_manifest
+from slimdeploy.manifest import Manifest, Source, manifest_path, verify_manifest, write_manifest
 from slimdeploy.precision.calibration import ArrayCalibration, Calibration, open_calibration
 from slimdeploy.precision.options import PrecisionOptions
 from slimdeploy.precision.overflow import Scan, nodes_to_keep, scan
@@ -149,13 +149,11 @@ def run_stage(stage: Stage, as_json: bool) -> None:
         options = _with_kept(stage, found)
         ranges = _ranges(stage, options)
         made = quantized_graph(stage.source, options, ranges)
-    with replaced_model(stage.output) as temporary:
+    with replaced_model(stage.output) as temporary, _new_ranges(stage, ranges) as ranges_file:
         write_model(made.model, temporary)
         checks = check_output(stage, temporary)
-        if ranges is not None and stage.ranges_path is None:
-            ranges.write(stage.output_ranges)
-    record = _record(stage, options, made, found, ranges, checks)
-    _write_manifest(stage, record, ranges)
+        record = _record(stage, options, made, found, ranges, checks)
+        _write_manifest(stage, record, temporary, ranges_file)
     for line in made.notes:
         note(line)
     show(record, _sentences(stage, record, made, checks), as_json)
@@ -163,9 +161,17 @@ def run_stage(stage: Stage, as_json: bool) -> None:
 
 @contextmanager
 def _named(source: Path) -> Iterator[None]:
-    """Put the name of the file before every message about it."""
+    """Put the name of the file before every message about it.
+
+    What the disk refuses here are temporary files, or images.
+    """
     try:
         yield
+    except OSError as error:
+        where, why = error.filename or "a temporary file", error.strerror or error
+        raise InputError(
+            f"{source}: {where}: {why}; make room there, allow access to it, or set TMPDIR"
+        ) from error
     except (GateError, GraphError, InputError) as error:
         text = str(error)
         raise type(error)(text if str(source) in text else f"{source}: {text}") from error
@@ -245,13 +251,27 @@ def _record(
     }
 
 
-def _write_manifest(stage: Stage, record: dict[str, Any], ranges: Ranges | None) -> None:
-    made_from = {"float32": stage.model}
-    if ranges is not None:
-        made_from["ranges"] = stage.ranges_path or stage.output_ranges
+@contextmanager
+def _new_ranges(stage: Stage, ranges: Ranges | None) -> Iterator[Path | None]:
+    """The file of new ranges, beside its place until the body succeeds; None if there are none."""
+    if ranges is None or stage.ranges_path is not None:
+        yield None
+        return
+    with staged(stage.output_ranges) as path:
+        ranges.write(path)
+        yield path
+
+
+def _write_manifest(
+    stage: Stage, record: dict[str, Any], written: Path, ranges_file: Path | None
+) -> None:
+    made_from = {"float32": Source.of(stage.model)}
+    if stage.options.quantised:
+        path = stage.ranges_path or stage.output_ranges
+        made_from["ranges"] = Source.of(path, ranges_file)
     source = stage.manifest
     write_manifest(
-        stage.output,
+        written,
         kind=f"{source.kind if source else 'onnx'}-{stage.options.precision}",
         made_from=made_from,
         command=command_line(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +14,9 @@ from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, summary, summary_table, weights_file
 from slimdeploy.cli.export_stage import PACKAGES
 from slimdeploy.cli.onnx_source import DenseFile
-from slimdeploy.graph.storage import save_model
-from slimdeploy.manifest import write_manifest
+from slimdeploy.files import staged
+from slimdeploy.graph.storage import replaced_model, write_model
+from slimdeploy.manifest import Source, write_manifest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Provenance
 
@@ -59,30 +63,30 @@ def write_files(
     schedule_path: Path,
     output_dense: Path | None,
 ) -> None:
-    """The graphs, then what describes them."""
-    save_model(made.model, output)
-    schedule.write(schedule_path)
-    made_from = {"dense": source, "schedule": schedule_path}
-    write_manifest(
-        output,
-        kind="slim-onnx",
-        made_from=made_from,
+    """The graphs and what describes them; all are written before the first takes its name."""
+    with ExitStack() as files:
+        slim = files.enter_context(replaced_model(output))
+        schedule_file = files.enter_context(staged(schedule_path))
+        schedule.write(schedule_file)
+        describe = _describer(source, Source.of(schedule_path, schedule_file), preprocessing)
+        write_model(made.model, slim)
+        counts = [block.queries for block in made.blocks]
+        describe(slim, kind="slim-onnx", tokens_per_block=counts, results=_evidence(made))
+        if output_dense is not None:
+            dense = files.enter_context(replaced_model(output_dense))
+            write_model(made.dense, dense)
+            describe(dense, kind="dense-onnx")
+
+
+def _describer(source: Path, schedule: Source, preprocessing: Preprocessing) -> Callable[..., Path]:
+    """`write_manifest` with what both graphs have in common."""
+    return partial(
+        write_manifest,
+        made_from={"dense": Source.of(source), "schedule": schedule},
         command=command_line(),
         packages=PACKAGES,
         preprocessing=preprocessing,
-        tokens_per_block=[block.queries for block in made.blocks],
-        results=_evidence(made),
     )
-    if output_dense is not None:
-        save_model(made.dense, output_dense)
-        write_manifest(
-            output_dense,
-            kind="dense-onnx",
-            made_from=made_from,
-            command=command_line(),
-            packages=PACKAGES,
-            preprocessing=preprocessing,
-        )
 
 
 def _evidence(made: ForwardSlim) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from slimdeploy.errors import InputError
-from slimdeploy.files import staged, unreadable
+from slimdeploy.files import disk_errors, staged, unreadable
 from slimdeploy.graph.external import (
     checked_stretch,
     is_outside,
@@ -133,8 +133,9 @@ def write_model(
 def replaced_model(path: Path) -> Iterator[Path]:
     """A path for `write_model`; what is written there replaces the model at `path`.
 
-    If the body raises, all is as it was. If not, the model takes its name after its data file has,
-    and a data file that only the old model named is removed; another's is never touched.
+    If the body raises, all is as it was. If not, the model takes its name after its data file and
+    whatever else was written beside it, as its manifest, have; a data file that only the old model
+    named is removed; another's is never touched.
 
     Raises:
         InputError: if the folder cannot be written or the disk is full, or a file that is not the
@@ -142,18 +143,13 @@ def replaced_model(path: Path) -> Iterator[Path]:
     """
     data = _data_file(path)
     stale = data.is_file() and data.name in _files_named(path)
-    try:
-        with staged(path) as temporary:
-            yield temporary
-            written = _data_file(temporary).exists()
-            if written and data.exists() and not stale:
-                raise InputError(
-                    f"{data}: is not {path.name}'s own; remove it or choose another --output"
-                )
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror}); choose another --output"
-        ) from error
+    with disk_errors(path), staged(path) as temporary:
+        yield temporary
+        written = _data_file(temporary).exists()
+        if written and data.exists() and not stale:
+            raise InputError(
+                f"{data}: is not {path.name}'s own; remove it or choose another --output"
+            )
     if stale and not written:
         data.unlink()
 

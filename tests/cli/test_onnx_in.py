@@ -317,7 +317,7 @@ def test_a_full_disk_names_the_output(
     monkeypatch.setattr("slimdeploy.graph.storage._write_message", full)
     slim = dense.with_name("slim.onnx")
     line = fails(capsys, "export", "--onnx", dense, "--lossless", "--output", slim)
-    assert line.endswith("slim.onnx: cannot be written (No space left on device); choose another "
-                         "--output")  # fmt: skip
+    assert line.endswith("slim.onnx: cannot be written (No space left on device); make room there "
+                         "or choose another --output")  # fmt: skip
     assert f"error: {slim}: " in line
     assert [path.name for path in dense.parent.iterdir()] == ["dense.onnx"]

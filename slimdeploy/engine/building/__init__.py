@@ -12,8 +12,7 @@ Code map:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,8 +28,7 @@ from slimdeploy.engine.graph_facts import check_weights, graph_facts
 from slimdeploy.engine.lint import Finding, lint
 from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.tokens import engine_tokens
-from slimdeploy.errors import InputError
-from slimdeploy.files import check_writable, sha256_file, staged
+from slimdeploy.files import check_writable, disk_errors, sha256_file, staged
 from slimdeploy.manifest import Manifest, manifest_path, verify_manifest, write_manifest
 from slimdeploy.measure.onnx_file import external_files, load_structure
 
@@ -115,7 +113,7 @@ def build_engine(
     asked = expected is not None
     if not asked and source is not None and source.tokens_per_block:
         expected, expected_by = source.tokens_per_block, manifest_path(model)
-    with _disk_errors(output), TemporaryDirectory(dir=output.parent, prefix=".build-") as name:
+    with disk_errors(output), TemporaryDirectory(dir=output.parent, prefix=".build-") as name:
         folder = Path(name)
         task = _task(model, request, output, caches or Caches())
         report = run_build(folder, task, progress)
@@ -131,16 +129,6 @@ def build_engine(
             _move_parts(folder, target)
             _describe(target, model, source, expected_by, record, counts, command, report)
     return Built(report, record, findings)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{output}: cannot be written ({error.strerror}); choose another --output"
-        ) from error
 
 
 def _task(model: Path, request: BuildRequest, output: Path, caches: Caches) -> dict[str, Any]:
