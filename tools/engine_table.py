@@ -212,10 +212,11 @@ def markdown(record: dict[str, Any]) -> str:
         "by `python -m tools.engine_table`.",
         "",
         "Kernels are those of the engine's own table. *Fused attentions*: blocks whose attention "
-        "is one kernel. *Lone selections*: kernels that only select tokens; a Gather otherwise is "
-        "a part of a LayerNorm's or an addition's kernel, and where one is left it copies the "
-        "single row that the head reads. *Tokens*: what the kernels of each block "
-        "work on is what the schedule says.",
+        "is one kernel. *Lone selections*: kernels that only select tokens; a selection that is "
+        "fused is a part of a kernel that computes something, as a LayerNorm's or an addition's. "
+        "*Tokens*: what the kernels of each block work on is what the schedule says.",
+        "",
+        _selections(record["rows"]),
         "",
         f"| {' | '.join(_HEAD)} |",
         "|---" * len(_HEAD) + "|",
@@ -223,12 +224,40 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join([*lines, *(_line(row) for row in record["rows"])]) + "\n"
 
 
+def _selections(rows: list[dict[str, Any]]) -> str:
+    """What the rows show of the claim that each selection is fused."""
+    slim = [row for row in rows if row["form"] in FORMS and row["form"] != "one-hot"]
+    missed = [row for row in slim if row["selections_alone"]]
+    most = max((row["selections_alone"] for row in slim), default=0)
+    if not missed:
+        return "Each selection by gather, slice or slice-concat is fused into another kernel."
+    return (
+        f'By {"one kernel" if most == 1 else f"up to {most} kernels"} the claim "each selection '
+        f'is fused" is missed: {len(missed)} of the {len(slim)} engines that drop tokens by '
+        "gather, slice or slice-concat have a kernel that only selects: all in "
+        f"{_shown(missed)}; those in {_shown([r for r in slim if r not in missed])} have none. "
+        "Which block it belongs to is not recorded. Lossless engines have such a kernel too; they "
+        "drop tokens in the last block alone. One-hot selections are products, and stay kernels "
+        "of their own."
+    )
+
+
+def _shown(rows: list[dict[str, Any]]) -> str:
+    """Precisions and batches of some rows, as "fp16 (batch 1 to 8)"."""
+    kinds = dict.fromkeys((row["precision"], _batch(row)) for row in rows)
+    return ", ".join(f"{precision} (batch {batch})" for precision, batch in kinds)
+
+
+def _batch(row: dict[str, Any]) -> str:
+    return "1 to 8" if row["dynamic"] else "1"
+
+
 def _line(row: dict[str, Any]) -> str:
     cells = [
         row["model"],
         row["form"],
         row["precision"],
-        "1 to 8" if row["dynamic"] else "1",
+        _batch(row),
         f"{row['parse_seconds']:.2f}",
         f"{row['build_seconds']:.1f}",
         f"{row['megabytes']:.1f}",
