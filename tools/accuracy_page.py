@@ -16,7 +16,7 @@ STAGES = {
     "finetuned": "after fine-tuning",
 }
 SECONDS = ("cpu_seconds", "finetune_cpu_seconds")
-DEFAULT = "cover"
+DEFAULT, PEERS = "cover", ("evit", "tome")
 Row = dict[str, Any]
 Hits = NDArray[np.float64]
 
@@ -89,7 +89,8 @@ def table(rows: list[Row], dense: dict[str, str]) -> list[str]:
         found, default = groups[group], groups.get((DEFAULT, *group[1:]), [])
         seeds, stage = ", ".join(str(r["seed"]) for r in found), _free(found)
         judged = "/".join(str(n) for n in sorted({r[stage]["n"] for r in found if stage in r}))
-        cells = [*group, seeds, judged, *(_cell(found, stage, dense) for stage in STAGES)]
+        named = (group[0], "-", "-") if group[0] in PEERS else group
+        cells = [*named, seeds, judged, *(_cell(found, stage, dense) for stage in STAGES)]
         cells += [_behind(found, default, stage) for stage in ("dense_weights", "refit")]
         agreement = 100 * _mean(found, stage, "agreement")
         cells += [f"{agreement:.2f} %", *(_seconds(found, k) for k in SECONDS)]

@@ -72,4 +72,5 @@ def test_an_estimator_is_compared_with_the_default_seed_by_seed() -> None:
 def test_a_peer_needs_no_refit() -> None:
     peer = row("tome", 0, 0)
     peer["dense_weights"] = peer.pop("refit")
+    assert cells(lines_of([peer])[0])[:3] == ["tome", "-", "-"]
     assert cells(lines_of([peer])[0])[4:7] == ["100", "90.00 % (+0.00; +0.00 to +0.00)", "-"]
