@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from slimdeploy import __version__
 from slimdeploy.console import arguments, note
 from slimdeploy.errors import SlimdeployError, one_line
+from slimdeploy.files import disk_refusal
 
 _HELP = """Slim vision transformers for deployment: find the patches that the result does not need,
 drop them layer by layer, prove that the rewritten graph is the model it claims to be.
@@ -44,6 +45,7 @@ def make_app() -> App:
         help_format="plaintext",
         result_action="return_none",
         default_parameter=Parameter(negative_iterable=()),  # no --empty-mean beside --mean
+        suppress_keyboard_interrupt=False,  # `main` says that it was interrupted
     )
     for verb, summary in _VERBS.items():
         app.command(f"slimdeploy.cli.{verb}:{verb}", name=verb, help=summary)
@@ -61,6 +63,13 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except CycloptsError as error:
         note(f"slimdeploy: error: {one_line(error)} See `slimdeploy --help`.")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(141)  # as a shell tells of a program whose reader has gone
+    except OSError as error:
+        if (line := disk_refusal(error)) is None:
+            raise
+        note(f"slimdeploy: error: {line}")
         sys.exit(2)
     except KeyboardInterrupt:
         note("slimdeploy: interrupted")

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -158,7 +159,7 @@ def test_tensorrt_that_is_not_installed(good: Path, capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def heavy(folder: Path) -> Path:
-    """A model of 4 MB, whose build takes a while and whose engine takes room."""
+    """A model of 4 MB, whose engine takes room."""
     pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
     weights = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
     body = "a = MatMul(x, w)  b = Tanh(a)  c = MatMul(b, w)  y = Tanh(c)"
@@ -188,14 +189,27 @@ main(["build", {str(heavy)!r}, "--backend", "tensorrt-rtx", "--output", "m.plan"
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-def child_of(process: subprocess.Popen[str]) -> int:
-    """The build process, once it is there."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    for _ in range(1000):
-        if found := children.read_text().split():
-            return int(found[0])
+HELD = """
+# A builder that tells that it was reached, and never gets ready.
+import os, pathlib, time
+mark = pathlib.Path(__file__).with_name("started")
+mark.with_suffix(".new").write_text(str(os.getpid()))
+mark.with_suffix(".new").rename(mark)
+time.sleep(600)
+"""
+
+
+def held_build(good: Path, fakes: Path) -> tuple[subprocess.Popen[str], int]:
+    """A command whose build process is in the middle of its work, and stays there; its id."""
+    fakes.mkdir()
+    (fakes / "tensorrt_rtx.py").write_text(HELD)
+    process = run(good.parent, "build", good, *RTX, "--output", "m.plan", path=fakes)
+    while not (fakes / "started").exists():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    raise AssertionError("no build process was started")
+    child = int((fakes / "started").read_text())
+    assert Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text() == f"{child} "
+    return process, child
 
 
 @pytest.mark.parametrize(
@@ -208,24 +222,45 @@ def child_of(process: subprocess.Popen[str]) -> int:
         (signal.SIGSEGV, "the build process crashed (signal 11); nothing was written: run"),
     ],
 )
-def test_a_build_that_is_killed(heavy: Path, number: signal.Signals, words: str) -> None:
+def test_a_build_that_is_killed(
+    good: Path, number: signal.Signals, words: str, tmp_path: Path
+) -> None:
     cache = Path(os.environ["XDG_CACHE_HOME"])
-    process = run(heavy.parent, "build", heavy, *RTX, "--output", "m.plan")
-    os.kill(child_of(process), number)
+    process, child = held_build(good, tmp_path / "fakes")
+    os.kill(child, number)
     assert words in ended(process, 3)
-    assert left(heavy.parent) == {"m.onnx"}
+    assert left(good.parent) == {"m.onnx"}
     assert not list(cache.rglob("engine"))
 
 
-def test_a_user_who_interrupts(heavy: Path) -> None:
-    process = run(heavy.parent, "build", heavy, *RTX, "--output", "m.plan")
-    child = child_of(process)
+def test_a_user_who_interrupts(good: Path, tmp_path: Path) -> None:
+    process, child = held_build(good, tmp_path / "fakes")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, ""), err
-    assert "Traceback" not in err
-    assert left(heavy.parent) == {"m.onnx"}
+    assert err == "slimdeploy: interrupted\n"
+    assert left(good.parent) == {"m.onnx"}
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_user_who_interrupts_while_the_build_process_is_being_started(
+    good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, found = subprocess.Popen, []
+
+    def interrupted(*words: Any, **more: Any) -> subprocess.Popen[str]:
+        found.append(real(*words, **more))
+        signal.raise_signal(signal.SIGINT)
+        return found[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        main(["build", str(good), *RTX, "--output", str(good.parent / "m.plan")])
+    assert (caught.value.code, capsys.readouterr().err) == (130, "slimdeploy: interrupted\n")
+    assert found[0].poll() == -signal.SIGKILL
+    assert left(good.parent) == {"m.onnx"}
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_an_older_engine_survives_a_failed_build(
