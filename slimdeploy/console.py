@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextvars import ContextVar
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from slimdeploy.errors import InputError
+
 stderr = Console(stderr=True)
 
 arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
@@ -21,8 +26,36 @@ arguments: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 
 
 def note(message: str) -> None:
-    """One line about what is being done, for a person, on stderr."""
-    stderr.print(message, highlight=False, markup=False, soft_wrap=True)
+    """One line about what is being done, for a person, on stderr; nothing ends for want of it."""
+    try:
+        stderr.print(message, highlight=False, markup=False, soft_wrap=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def give(text: str) -> None:
+    """A result, on stdout.
+
+    Raises:
+        InputError: if it cannot be written there.
+        BrokenPipeError: if nobody reads it.
+    """
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        _silence(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(
+            f"stdout: cannot be written ({error.strerror}); make room there or send it elsewhere"
+        ) from error
+
+
+def _silence(stream: TextIO) -> None:
+    """What is left in its buffer would be tried again, and fail again, when the program ends."""
+    handle = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(handle, stream.fileno())
+    os.close(handle)
 
 
 def progress_bar() -> Progress:

@@ -1,7 +1,8 @@
 """Errors that a user sees as one clear line, each with the exit code it ends the program with.
 
 0 success, 1 a check failed (parity, accuracy, speed), 2 usage or bad input, 3 something this
-machine lacks. Anything else that is raised is a bug in slimdeploy and keeps its traceback.
+machine lacks. Anything else that is raised is a bug in slimdeploy and keeps its traceback, but for
+what a disk refuses.
 """
 
 from __future__ import annotations

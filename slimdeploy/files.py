@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from slimdeploy.errors import InputError
+from slimdeploy.errors import InputError, SlimdeployError
+
+TEMPORARY = "slimdeploy-temporary-"
+"""What the names of folders begin with that hold nothing but temporary files."""
+
+_PARTS = ".parts"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSALS = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextmanager
@@ -21,17 +30,17 @@ def atomic_path(target: Path) -> Iterator[Path]:
     raises, or the process dies, `target` is as it was and no half-written file bears its name.
 
     Raises:
-        InputError: if the folder does not exist and cannot be made, or cannot be written.
+        InputError: if the folder does not exist and cannot be made, or cannot be written, or has no
+            room for what the body writes.
     """
     temporary = _temporary_beside(target)
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp, and some writers, make a private file; an artifact is an ordinary one.
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+        with disk_errors(target):
+            yield temporary
+            # mkstemp, and some writers, make a private file; an artifact is an ordinary one.
+            _flush(temporary)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -50,18 +59,13 @@ def staged(target: Path) -> Iterator[Path]:
         InputError: as `atomic_path`.
     """
     mark = _temporary_beside(target)  # one set of reasons why a file cannot be written
-    folder = mark.with_suffix(".parts")
+    folder = mark.with_suffix(_PARTS)
     try:
-        folder.mkdir()
-        yield folder / target.name
-        paths = sorted(folder.iterdir(), key=lambda path: (path.name == target.name, path.name))
-        for path in paths:
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
-            path.chmod(0o666 & ~_umask())
-        for path in paths:
-            os.replace(path, target.parent / path.name)
-        _sync_folder(target.parent)
+        with disk_errors(target):
+            folder.mkdir()
+        yield folder / target.name  # what the disk refuses in the body is not always for `target`
+        with disk_errors(target):
+            _take_places(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
@@ -73,15 +77,61 @@ def disk_errors(target: Path) -> Iterator[None]:
     """Name `target` where the disk refuses what the body writes for it.
 
     Raises:
-        InputError: in place of an OSError.
+        InputError: in place of an OSError, or of another library's error that tells of one.
     """
     try:
         yield
-    except OSError as error:
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror or error}); make room there or choose "
-            "another --output"
-        ) from error
+    except SlimdeployError:
+        raise
+    except Exception as error:
+        reason = _system_reason(error)
+        if reason is None:
+            raise
+        raise _refused(target, reason, "make room there or ") from error
+
+
+def disk_refusal(error: OSError) -> str | None:
+    """One line about what the disk refused anywhere else; None if it is no fault of the disk's."""
+    remedy = "make room there, allow access to it, or set TMPDIR"
+    if error.errno == errno.ENOENT and error.filename is None:  # tempfile found no folder
+        return f"{error.strerror}; {remedy}"
+    if error.errno not in _REFUSALS:
+        return None
+    return f"{error.filename or 'stdout, or a temporary file'}: {error.strerror}; {remedy}"
+
+
+def _system_reason(error: Exception) -> str | None:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # Libraries written in Rust, as safetensors, put the system's number into their own message.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else None
+
+
+def _refused(target: Path, reason: str | None, room: str = "") -> InputError:
+    """The file by the place that it was meant for, which is not where it is written first."""
+    folder = target.parent
+    if folder.suffix == _PARTS and folder.name.startswith("."):
+        folder = folder.parent
+    kept = not folder.name.startswith(TEMPORARY)
+    remedy = "choose another place for it" if kept else "set TMPDIR"
+    return InputError(f"{folder / target.name}: cannot be written ({reason}); {room}{remedy}")
+
+
+def _flush(path: Path) -> None:
+    """To the disk, as an ordinary file."""
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    path.chmod(0o666 & ~_umask())
+
+
+def _take_places(folder: Path, target: Path) -> None:
+    paths = sorted(folder.iterdir(), key=lambda path: (path.name == target.name, path.name))
+    for path in paths:
+        _flush(path)
+    for path in paths:
+        os.replace(path, target.parent / path.name)
+    _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -97,14 +147,13 @@ def _temporary_beside(target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
-            raise InputError(f"{target}: is a folder; name a file with --output")
+            raise InputError(f"{target}: is a folder; name a file")
         handle, name = tempfile.mkstemp(
             prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent
         )
     except OSError as error:
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror}); choose another --output"
-        ) from error
+        room = "make room there or " if error.errno in _FULL else ""
+        raise _refused(target, error.strerror, room) from error
     os.close(handle)
     return Path(name)
 
@@ -123,7 +172,7 @@ def check_writable(target: Path, *inputs: Path | None) -> None:
     """
     for path in inputs:
         if path is not None and path.resolve() == target.resolve():
-            raise InputError(f"{target}: is an input of this command too; choose another --output")
+            raise InputError(f"{target}: is an input of this command too; choose another name")
     _temporary_beside(target).unlink()
 
 
@@ -132,7 +181,6 @@ def write_bytes(target: Path, data: bytes) -> None:
 
     Raises:
         InputError: as `atomic_path`.
-        OSError: if the disk is full; `disk_errors` says so.
     """
     with atomic_path(target) as path:
         path.write_bytes(data)

@@ -104,7 +104,6 @@ def write_manifest(
 
     Raises:
         InputError: if a file cannot be read or the manifest cannot be written.
-        OSError: if the disk is full; `files.disk_errors` says so.
     """
     parts, found = _read_back(artifact)
     manifest = Manifest(

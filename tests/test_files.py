@@ -50,7 +50,7 @@ def test_targets_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/a.json: cannot be written \("):
         check_writable(tmp_path / "file" / "a.json")
-    with pytest.raises(InputError, match="is a folder; name a file with --output"):
+    with pytest.raises(InputError, match="is a folder; name a file"):
         check_writable(tmp_path)
     check_writable(tmp_path / "fine.json")
     assert not (tmp_path / "fine.json").exists()

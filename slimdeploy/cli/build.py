@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from slimdeploy.cli.common import command_line, separated, show
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.building.request import Backend, BuildRequest, HardwareCompatibility
 from slimdeploy.engine.onnxruntime import Provider
-from slimdeploy.files import check_writable, write_text
+from slimdeploy.files import check_writable
 from slimdeploy.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -101,13 +100,11 @@ def build(
             caches=Caches(cache_dir, timing_cache, cache),
             command=command_line(),
             strict=strict,
+            layers=layers,
             progress=lambda doing, share: bar.update(
                 task, completed=round(100 * share), description=doing
             ),
         )
-    if layers is not None:
-        rows = [layer.to_json() for layer in built.report.layers]
-        write_text(layers, json_module.dumps(rows, indent=1) + "\n")
     show(_result(output, built), report_lines(output, built), json)
 
 

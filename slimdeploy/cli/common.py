@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 from rich.console import Console, Group, RenderableType
 
-from slimdeploy.console import arguments
+from slimdeploy.console import arguments, give
 from slimdeploy.errors import InputError
-from slimdeploy.files import check_writable, sha256_file
+from slimdeploy.files import check_writable, sha256_file, staged
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, schedule_macs
 from slimdeploy.preprocessing import Preprocessing
@@ -40,10 +42,38 @@ def load_arrays(folder: ImageFolder, preprocessing: Preprocessing) -> NDArray[np
     return np.concatenate([batch.images for batch in folder.batches(preprocessing, 32)])
 
 
-def weights_file(path: Path, schedule_path: Path) -> WeightsFile:
-    """A reference to a weights file, relative to the schedule that will hold it."""
+def weights_file(path: Path, schedule_path: Path, lies_at: Path | None = None) -> WeightsFile:
+    """A reference to a weights file, relative to the schedule that will hold it.
+
+    `lies_at` is where the weights are as yet, if not at `path`.
+    """
     relative = os.path.relpath(path.resolve(), schedule_path.resolve().parent)
-    return WeightsFile(path=Path(relative).as_posix(), sha256=sha256_file(path))
+    return WeightsFile(path=Path(relative).as_posix(), sha256=sha256_file(lies_at or path))
+
+
+def write_schedule(
+    path: Path,
+    weights: Path,
+    save: Callable[[Path], None] | None,
+    make: Callable[[WeightsFile | None], KeepSchedule],
+) -> KeepSchedule:
+    """A schedule and weights that it names: both are written before the first takes its name.
+
+    Args:
+        path: the schedule's file.
+        weights: the file of weights, if there are any.
+        save: writes them; None if there are none.
+        make: the schedule, from the reference to them.
+    """
+    with ExitStack() as files:
+        schedule_file, named = files.enter_context(staged(path)), None
+        if save is not None:
+            file = files.enter_context(staged(weights))
+            save(file)
+            named = weights_file(weights, path, file)
+        schedule = make(named)
+        schedule.write(schedule_file)
+    return schedule
 
 
 def find_weights(
@@ -180,6 +210,11 @@ def summary_table(schedule: KeepSchedule) -> RenderableType:
 def show(result: dict[str, Any], table: RenderableType, as_json: bool) -> None:
     """Give a result on stdout: JSON for programs, a table for people."""
     if as_json:
-        print(json.dumps(result, indent=2))
+        give(json.dumps(result, indent=2) + "\n")
+    elif isinstance(table, str):
+        give(table + "\n")
     else:
-        print(table) if isinstance(table, str) else Console().print(table)
+        console = Console()
+        with console.capture() as drawn:
+            console.print(table)
+        give(drawn.get())

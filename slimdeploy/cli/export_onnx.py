@@ -16,6 +16,7 @@ from slimdeploy.cli.common import command_line, load_onnx, onnx_logits
 from slimdeploy.cli.export_stage import PACKAGES, Stage
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
 from slimdeploy.errors import MissingError
+from slimdeploy.files import TEMPORARY
 from slimdeploy.graph.geometry import check_geometry
 from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.storage import replaced_model, save_model, write_model
@@ -127,7 +128,7 @@ def _reference(
     """The dense file's outputs, with the dropped tokens masked out of it if there are any."""
     if stage.keep is None and not geometry.outputs:
         return onnx_logits(path, images)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(prefix=TEMPORARY) as folder:
         reference = Path(folder) / "reference.onnx"
         _write_reference(stage, path, geometry, reference)
         gc.collect()

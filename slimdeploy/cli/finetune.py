@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,12 +17,13 @@ from slimdeploy.cli.common import (
     require_timm,
     show,
     weights_file,
+    write_schedule,
 )
 from slimdeploy.console import note
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.images import ImageFolder
-from slimdeploy.schedule import KeepSchedule
+from slimdeploy.schedule import KeepSchedule, WeightsFile
 from slimdeploy.slim.options import AmpDtype, FinetuneOptions
 
 if TYPE_CHECKING:
@@ -154,19 +156,23 @@ def _write(
 ) -> None:
     from slimdeploy.slim.checkpoint import save_weights
 
-    save_weights(
+    save = partial(
+        save_weights,
         trained,
-        output,
         name=job.schedule.model.name,
         preprocessing=preprocessing,
         extra={"keep_schedule": job.schedule.digest},
         dtype=save_dtype,
     )
-    if output_schedule is not None:
-        named = {"slim_checkpoint": weights_file(output, output_schedule)}
-        if job.dense is not None:
-            named["checkpoint"] = weights_file(job.dense, output_schedule)
-        job.schedule.model_copy(update=named).write(output_schedule)
+    if output_schedule is None:
+        save(output)
+        return
+    named = {} if job.dense is None else {"checkpoint": weights_file(job.dense, output_schedule)}
+
+    def make(weights: WeightsFile | None) -> KeepSchedule:
+        return job.schedule.model_copy(update={**named, "slim_checkpoint": weights})
+
+    write_schedule(output_schedule, output, save, make)
 
 
 def _validator(

@@ -19,6 +19,7 @@ from slimdeploy.cli.common import (
     summary,
     summary_table,
     weights_file,
+    write_schedule,
 )
 from slimdeploy.cli.slim_flags import FileFlags, refuse
 from slimdeploy.console import note, progress_bar
@@ -26,7 +27,7 @@ from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
-from slimdeploy.schedule import KeepSchedule, Provenance
+from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
 
 if TYPE_CHECKING:
@@ -235,19 +236,21 @@ def search_schedule(
             note(line)
 
         result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
-    slim_file = None
+    save = None
     if result.model is not None:
-        save_weights(result.model, weights, name=model_name, preprocessing=preprocessing)
-        slim_file = weights_file(weights, output)
-    schedule = KeepSchedule(
-        model=geometry,
-        preprocessing=preprocessing,
-        layers=tuple(result.layers),
-        checkpoint=dense,
-        slim_checkpoint=slim_file,
-        provenance=_provenance(request, result.shape, len(sample), data),
-    )
-    schedule.write(output)
+        save = partial(save_weights, result.model, name=model_name, preprocessing=preprocessing)
+
+    def make(slim_file: WeightsFile | None) -> KeepSchedule:
+        return KeepSchedule(
+            model=geometry,
+            preprocessing=preprocessing,
+            layers=tuple(result.layers),
+            checkpoint=dense,
+            slim_checkpoint=slim_file,
+            provenance=_provenance(request, result.shape, len(sample), data),
+        )
+
+    schedule = write_schedule(output, weights, save, make)
     saved.clear()
     return schedule
 

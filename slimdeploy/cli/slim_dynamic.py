@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy import __version__
-from slimdeploy.cli.common import command_line, load_arrays, weights_file
+from slimdeploy.cli.common import command_line, load_arrays, weights_file, write_schedule
 from slimdeploy.cli.slim_flags import refuse
 from slimdeploy.console import note, progress_bar
 from slimdeploy.errors import InputError
-from slimdeploy.schedule import KeepSchedule, Provenance
+from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 
 if TYPE_CHECKING:
     from slimdeploy.dynamic import Scorer
@@ -77,25 +78,28 @@ def dynamic_schedule(
             note(line)
 
         made = dynamic_model(model, geometry, images, request, report)
+    save = None
     if made.model is not None:
-        save_weights(made.model, weights, name=model_name, preprocessing=preprocessing)
-    schedule = KeepSchedule(
-        model=geometry,
-        preprocessing=preprocessing,
-        layers=tuple(made.layers),
-        dynamic=made.dynamic,
-        checkpoint=weights_file(checkpoint, output) if checkpoint else None,
-        slim_checkpoint=None if made.model is None else weights_file(weights, output),
-        provenance=Provenance(
-            slimdeploy=__version__,
-            command=command_line(),
-            seed=seed,
-            shape=made.shape,
-            mac_reduction=request.mac_reduction,
-            reconstruct="none" if request.refit is None else "refit",
-            images=len(sample),
-            data=sample.digest(),
-        ),
-    )
-    schedule.write(output)
-    return schedule
+        save = partial(save_weights, made.model, name=model_name, preprocessing=preprocessing)
+
+    def make(slim_file: WeightsFile | None) -> KeepSchedule:
+        return KeepSchedule(
+            model=geometry,
+            preprocessing=preprocessing,
+            layers=tuple(made.layers),
+            dynamic=made.dynamic,
+            checkpoint=weights_file(checkpoint, output) if checkpoint else None,
+            slim_checkpoint=slim_file,
+            provenance=Provenance(
+                slimdeploy=__version__,
+                command=command_line(),
+                seed=seed,
+                shape=made.shape,
+                mac_reduction=request.mac_reduction,
+                reconstruct="none" if request.refit is None else "refit",
+                images=len(sample),
+                data=sample.digest(),
+            ),
+        )
+
+    return write_schedule(output, weights, save, make)

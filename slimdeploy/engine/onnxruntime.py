@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
@@ -132,6 +133,7 @@ def open_session(
     Raises:
         InputError: if the file is missing or ONNX Runtime cannot load it.
         MissingError: if the provider cannot be had, or would leave nodes to the CPU.
+        OSError: if `options` name a file to write and there is no room for it.
     """
     import onnxruntime
 
@@ -151,6 +153,8 @@ def open_session(
     except Exception as error:  # ONNX Runtime's errors share no other base class
         if "disable_cpu_ep_fallback" in str(error):
             raise MissingError(_fell_back(provider, "CPUExecutionProvider")) from error
+        if "serialization failed" in str(error):  # it says neither where nor why
+            raise OSError(errno.ENOSPC, "ONNX Runtime could not write all of it") from error
         raise InputError(f"{name}: {_why_refused(error)}") from error
     used: str = session.get_providers()[0]
     if used != PROVIDERS[provider]:

@@ -14,6 +14,7 @@ import onnx
 from slimdeploy.engine import Engine
 from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.errors import GraphError
+from slimdeploy.files import TEMPORARY
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.store import Array, Store
 from slimdeploy.graph.storage import save_model
@@ -62,7 +63,7 @@ def open_part(model: onnx.ModelProto) -> Iterator[Part]:
 @contextmanager
 def open_whole(model: onnx.ModelProto) -> Iterator[Part]:
     """Load a whole graph; through a file, for it may be larger than a message."""
-    with TemporaryDirectory(prefix="slimdeploy-") as folder:
+    with TemporaryDirectory(prefix=TEMPORARY) as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         with OnnxRuntimeEngine(path) as engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from slimdeploy.files import TEMPORARY, disk_errors
 
 Array: TypeAlias = NDArray[Any]
 
@@ -29,14 +32,20 @@ class Store:
         self._made = 0
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array of this shape and type, its numbers undefined."""
+        """An array of this shape and type, its numbers undefined.
+
+        Raises:
+            InputError: if the disk has no room for it.
+        """
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if size <= self.free:
             self.free -= size
             return np.empty(shape, dtype)
         self._made += 1
         path = self.folder / f"{self._made}.bin"
-        array = np.memmap(path, dtype, "w+", shape=shape)
+        with disk_errors(path):
+            _reserve(path, size)
+        array = np.memmap(path, dtype, "r+", shape=shape)
         self._files[id(array)] = path
         return array
 
@@ -56,8 +65,16 @@ class Store:
         return len(self._files)
 
 
+def _reserve(path: Path, size: int) -> None:
+    """A file of this size: a page for which there is no room later would end the process."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 @contextmanager
 def open_store(budget: int = BUDGET) -> Iterator[Store]:
     """A store whose files are gone afterwards."""
-    with TemporaryDirectory(prefix="slimdeploy-") as folder:
+    with TemporaryDirectory(prefix=TEMPORARY) as folder:
         yield Store(Path(folder), budget)

@@ -18,6 +18,7 @@ import onnx
 
 from slimdeploy.engine import Engine, open_engine
 from slimdeploy.errors import GateError, GraphError
+from slimdeploy.files import TEMPORARY
 from slimdeploy.graph.keep import token_order
 from slimdeploy.graph.masked import masked_graph, masked_streams
 from slimdeploy.graph.probes import Probe, with_streams
@@ -178,7 +179,7 @@ def prove(pair: Pair, batches: Iterable[Array], tolerance: float, threads: int |
 @contextmanager
 def session(model: onnx.ModelProto, threads: int | None) -> Iterator[Engine]:
     """Run a model that is no file yet; through one, for it may be larger than a message."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(prefix=TEMPORARY) as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path)
         with open_engine(path, threads=threads) as engine:

@@ -11,6 +11,7 @@ import ml_dtypes
 import onnx
 import onnx_graphsurgeon as gs
 
+from slimdeploy.files import TEMPORARY
 from slimdeploy.graph.storage import load_model, save_model
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant
 
@@ -56,7 +57,7 @@ def emulated_file(model: Path | str | bytes) -> Iterator[str | None]:
     if not low and not any(_casts_low(node) for node in loaded.graph.node):
         yield None
         return
-    with TemporaryDirectory(prefix="slimdeploy-") as folder:
+    with TemporaryDirectory(prefix=TEMPORARY) as folder:
         path = Path(folder) / "emulated.onnx"
         save_model(emulated(loaded), path)
         yield str(path)

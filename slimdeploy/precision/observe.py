@@ -12,6 +12,7 @@ import onnx
 
 from slimdeploy.engine import OnnxRuntimeEngine
 from slimdeploy.errors import GateError
+from slimdeploy.files import TEMPORARY
 from slimdeploy.graph.evaluate import Array
 from slimdeploy.graph.storage import save_model
 from slimdeploy.graph.work import Work
@@ -42,7 +43,7 @@ def observe(
     groups = list(_groups(work, names))
     total, done = len(groups) * images.described.count, 0
     for group in groups:
-        with TemporaryDirectory(prefix="slimdeploy-") as folder:
+        with TemporaryDirectory(prefix=TEMPORARY) as folder:
             path = Path(folder) / "observed.onnx"
             save_model(exposed(work, group), path)
             with OnnxRuntimeEngine(path) as engine:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import onnx
 import pytest
@@ -53,7 +54,13 @@ def left(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def run(folder: Path, *arguments: object, path: Path | None = None) -> subprocess.Popen[str]:
+def run(
+    folder: Path,
+    *arguments: object,
+    path: Path | None = None,
+    stdout: IO[str] | int = subprocess.PIPE,
+    stderr: IO[str] | int = subprocess.PIPE,
+) -> subprocess.Popen[str]:
     """The command in a process of its own, whose modules in `path` hide the installed ones."""
     words = [sys.executable, "-m", "slimdeploy", *(str(a) for a in arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (path or ROOT, ROOT)))}
@@ -61,8 +68,8 @@ def run(folder: Path, *arguments: object, path: Path | None = None) -> subproces
         words,
         cwd=folder,
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
         # A shell starts what runs in its background with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

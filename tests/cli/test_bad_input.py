@@ -124,7 +124,7 @@ def test_inputs_are_never_overwritten(
     slim = ["slim", *model, "--data-dir", photographs, "--mac-reduction", "0.4"]
     for output in ("dense.json", "dense.safetensors", "a.safetensors"):
         line = fails(capsys, *slim, "--output", tmp_path / output)
-        assert "is an input of this command too; choose another --output" in line
+        assert "is an input of this command too; choose another name" in line
     line = fails(capsys, "plan", *model, "--output", dense)
     assert "is an input of this command too" in line
     assert dense.read_bytes() == checkpoint.read_bytes()
@@ -227,7 +227,7 @@ def test_an_unwritable_output(
         "finetune": ["--keep-schedule", planned, "--data-dir", photographs],
     }[verb]
     line = fails(capsys, verb, *arguments, "--output", output)
-    assert f"{output}: cannot be written (Not a directory); choose another --output" in line
+    assert f"{output}: cannot be written (Not a directory); choose another place for it" in line
 
 
 @pytest.mark.parametrize(

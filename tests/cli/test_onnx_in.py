@@ -318,6 +318,6 @@ def test_a_full_disk_names_the_output(
     slim = dense.with_name("slim.onnx")
     line = fails(capsys, "export", "--onnx", dense, "--lossless", "--output", slim)
     assert line.endswith("slim.onnx: cannot be written (No space left on device); make room there "
-                         "or choose another --output")  # fmt: skip
+                         "or choose another place for it")  # fmt: skip
     assert f"error: {slim}: " in line
     assert [path.name for path in dense.parent.iterdir()] == ["dense.onnx"]

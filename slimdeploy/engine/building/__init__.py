@@ -12,7 +12,9 @@ Code map:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +30,7 @@ from slimdeploy.engine.graph_facts import check_weights, graph_facts
 from slimdeploy.engine.lint import Finding, lint
 from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.tokens import engine_tokens
-from slimdeploy.files import check_writable, disk_errors, sha256_file, staged
+from slimdeploy.files import check_writable, disk_errors, sha256_file, staged, write_text
 from slimdeploy.manifest import Manifest, manifest_path, verify_manifest, write_manifest
 from slimdeploy.measure.onnx_file import external_files, load_structure
 
@@ -92,6 +94,7 @@ def build_engine(
     caches: Caches | None = None,
     command: Sequence[str] = (),
     strict: bool = False,
+    layers: Path | None = None,
     progress: Progress = lambda doing, share: None,
 ) -> Built:
     """Build `model` and write the engine to `output`, with a manifest beside it.
@@ -102,6 +105,7 @@ def build_engine(
             manifest, if it has one.
         expected_by: the file that says so.
         strict: accept no finding of the linters, and no engine that does not tell its kernels.
+        layers: also write the engine's kernels to this JSON file.
 
     Raises:
         SlimdeployError: in words; nothing is written then.
@@ -125,9 +129,12 @@ def build_engine(
         if strict:
             require_clean(output, report, findings)
         record = BuildRecord.of(report, request, tokens, findings)
-        with staged(output) as target:
+        with ExitStack() as files:
+            target = files.enter_context(staged(output))
             _move_parts(folder, target)
             _describe(target, model, source, expected_by, record, counts, command, report)
+            if layers is not None:
+                _write_layers(files.enter_context(staged(layers)), report)
     return Built(report, record, findings)
 
 
@@ -150,6 +157,11 @@ def _move_parts(folder: Path, target: Path) -> None:
     """The engine, and a file of weights that an optimised model may have beside it."""
     for path in folder.glob(f"{target.name}*"):
         path.rename(target.with_name(path.name))
+
+
+def _write_layers(path: Path, report: BuildReport) -> None:
+    rows = [layer.to_json() for layer in report.layers]
+    write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 _KINDS = {
