@@ -235,10 +235,9 @@ def _selections(rows: list[dict[str, Any]]) -> str:
         f'By {"one kernel" if most == 1 else f"up to {most} kernels"} the claim "each selection '
         f'is fused" is missed: {len(missed)} of the {len(slim)} engines that drop tokens by '
         "gather, slice or slice-concat have a kernel that only selects: all in "
-        f"{_shown(missed)}; those in {_shown([r for r in slim if r not in missed])} have none. "
-        "Which block it belongs to is not recorded. Lossless engines have such a kernel too; they "
-        "drop tokens in the last block alone. One-hot selections are products, and stay kernels "
-        "of their own."
+        f"{_shown(missed)}; {_shown([r for r in slim if r not in missed]) or 'none'} go without. "
+        "Which block it belongs to is not recorded. One-hot selections are products, and stay "
+        "kernels of their own."
     )
 
 

@@ -43,14 +43,13 @@ from slimdeploy.slim.dense_onnx import export_dense
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
 from slimdeploy.slim.timm_models import describe, load_model
+from tools.hits import packed, unpacked
 
 app = App(help="Compare ways of slimming an ONNX file by forward passes.")
 
 FORWARD = ("grid", "random", "path", "cover", "attention", "class-attention", "centre")
 TORCH = ("cover", "joint", "grid", "path")
 SPLITS = ("val", "test")
-
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -77,23 +76,15 @@ class Bench:
             for split in SPLITS:
                 feed = feed_of(model, self.arrays[split], 16)
                 logits = np.concatenate([next(iter(x.values())) for _, x in feed.run(part)])
-                result[split] = bits(logits.argmax(1) == self.labels[split])
+                result[split] = packed(logits.argmax(1) == self.labels[split])
         return result
 
     def judge_torch(self, model: Any) -> dict[str, str]:
         """The same of a torch model."""
         return {
-            split: bits(torch_logits(model, self.arrays[split]).argmax(1) == self.labels[split])
+            split: packed(torch_logits(model, self.arrays[split]).argmax(1) == self.labels[split])
             for split in SPLITS
         }
-
-
-def bits(right: Bools) -> str:
-    return np.packbits(right).tobytes().hex()
-
-
-def unpacked(text: str, count: int) -> Bools:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
 
 
 def onnx_row(bench: Bench, impact: Any, reduction: float, seed: int) -> dict[str, Any]:
@@ -154,7 +145,7 @@ def main(
     reductions: tuple[float, ...] = (0.46, 0.54, 0.60),
     seeds: int = 3,
     images: int = 256,
-    impacts: tuple[str, ...] = FORWARD,
+    impacts: tuple[str, ...] = (),
     minutes: float = 600.0,
 ) -> None:
     """Make the table: OUTPUT.json holds the rows, OUTPUT.md shows them.
@@ -162,7 +153,7 @@ def main(
     Args:
         seeds: draws of images.
         images: how many in each.
-        impacts: measure rows of these only; what is there already stays.
+        impacts: measure rows of these only (default: of all); what is there already stays.
         minutes: begin no row after so many.
     """
     start, path = perf_counter(), output.with_suffix(".json")
@@ -180,7 +171,7 @@ def main(
     table["times"] = before.get("times", [])
     done = {(r["path"], r["impact"], r["mac_reduction"], r["seed"]) for r in table["rows"]}
     for key in wanted(list(reductions), seeds):
-        if key in done or key[1] not in impacts:
+        if key in done or (impacts and key[1] not in impacts):
             continue
         if perf_counter() - start > 60 * minutes:
             note("time is up; run it again to go on")

@@ -24,6 +24,7 @@ from slimdeploy.schedule import KeepSchedule, WeightsFile
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
 
 def open_images(
@@ -54,22 +55,26 @@ def weights_file(path: Path, schedule_path: Path, lies_at: Path | None = None) -
 def write_schedule(
     path: Path,
     weights: Path,
-    save: Callable[[Path], None] | None,
+    model: nn.Module | None,
     make: Callable[[WeightsFile | None], KeepSchedule],
+    **saved: Any,
 ) -> KeepSchedule:
     """A schedule and weights that it names: both are written before the first takes its name.
 
     Args:
         path: the schedule's file.
         weights: the file of weights, if there are any.
-        save: writes them; None if there are none.
+        model: whose they are; None if there are none.
         make: the schedule, from the reference to them.
+        saved: of `save_weights`.
     """
     with ExitStack() as files:
         schedule_file, named = files.enter_context(staged(path)), None
-        if save is not None:
+        if model is not None:
+            from slimdeploy.slim.checkpoint import save_weights
+
             file = files.enter_context(staged(weights))
-            save(file)
+            save_weights(model, file, **saved)
             named = weights_file(weights, path, file)
         schedule = make(named)
         schedule.write(schedule_file)

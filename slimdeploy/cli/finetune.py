@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -156,23 +155,21 @@ def _write(
 ) -> None:
     from slimdeploy.slim.checkpoint import save_weights
 
-    save = partial(
-        save_weights,
-        trained,
-        name=job.schedule.model.name,
-        preprocessing=preprocessing,
-        extra={"keep_schedule": job.schedule.digest},
-        dtype=save_dtype,
-    )
+    saved: dict[str, Any] = {
+        "name": job.schedule.model.name,
+        "preprocessing": preprocessing,
+        "extra": {"keep_schedule": job.schedule.digest},
+        "dtype": save_dtype,
+    }
     if output_schedule is None:
-        save(output)
+        save_weights(trained, output, **saved)
         return
     named = {} if job.dense is None else {"checkpoint": weights_file(job.dense, output_schedule)}
 
     def make(weights: WeightsFile | None) -> KeepSchedule:
         return job.schedule.model_copy(update={**named, "slim_checkpoint": weights})
 
-    write_schedule(output_schedule, output, save, make)
+    write_schedule(output_schedule, output, trained, make, **saved)
 
 
 def _validator(

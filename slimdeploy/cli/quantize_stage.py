@@ -18,7 +18,7 @@ from slimdeploy.cli.quantize_checks import Checks, check_output
 from slimdeploy.cli.quantize_flags import Gates
 from slimdeploy.console import note, progress_bar
 from slimdeploy.errors import GateError, GraphError, InputError
-from slimdeploy.files import check_writable, staged
+from slimdeploy.files import check_writable, disk_refusal, staged
 from slimdeploy.graph.shapes import channels_last, runtime_inputs
 from slimdeploy.graph.storage import replaced_model, write_model
 from slimdeploy.manifest import Manifest, Source, manifest_path, verify_manifest, write_manifest
@@ -168,10 +168,9 @@ def _named(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where, why = error.filename or "a temporary file", error.strerror or error
-        raise InputError(
-            f"{source}: {where}: {why}; make room there, allow access to it, or set TMPDIR"
-        ) from error
+        if (line := disk_refusal(error)) is None:
+            raise
+        raise InputError(f"{source}: {line}") from error
     except (GateError, GraphError, InputError) as error:
         text = str(error)
         raise type(error)(text if str(source) in text else f"{source}: {text}") from error

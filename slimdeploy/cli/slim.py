@@ -211,7 +211,6 @@ def search_schedule(
     """
     import torch
 
-    from slimdeploy.slim.checkpoint import save_weights
     from slimdeploy.slim.pipeline import slim_model, steps
     from slimdeploy.slim.search import SearchState, settings_of
     from slimdeploy.slim.timm_models import describe, load_model
@@ -236,9 +235,6 @@ def search_schedule(
             note(line)
 
         result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
-    save = None
-    if result.model is not None:
-        save = partial(save_weights, result.model, name=model_name, preprocessing=preprocessing)
 
     def make(slim_file: WeightsFile | None) -> KeepSchedule:
         return KeepSchedule(
@@ -250,7 +246,8 @@ def search_schedule(
             provenance=_provenance(request, result.shape, len(sample), data),
         )
 
-    schedule = write_schedule(output, weights, save, make)
+    named = {"name": model_name, "preprocessing": preprocessing}
+    schedule = write_schedule(output, weights, result.model, make, **named)
     saved.clear()
     return schedule
 

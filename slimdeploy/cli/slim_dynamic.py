@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +62,6 @@ def dynamic_schedule(
     """
     import torch
 
-    from slimdeploy.slim.checkpoint import save_weights
     from slimdeploy.slim.dynamic import dynamic_model, dynamic_steps
     from slimdeploy.slim.timm_models import describe, load_model
 
@@ -78,9 +76,6 @@ def dynamic_schedule(
             note(line)
 
         made = dynamic_model(model, geometry, images, request, report)
-    save = None
-    if made.model is not None:
-        save = partial(save_weights, made.model, name=model_name, preprocessing=preprocessing)
 
     def make(slim_file: WeightsFile | None) -> KeepSchedule:
         return KeepSchedule(
@@ -102,4 +97,5 @@ def dynamic_schedule(
             ),
         )
 
-    return write_schedule(output, weights, save, make)
+    named = {"name": model_name, "preprocessing": preprocessing}
+    return write_schedule(output, weights, made.model, make, **named)

@@ -22,6 +22,7 @@ from slimdeploy.forward.store import Array, Store
 from slimdeploy.forward.views import Views
 from slimdeploy.graph import GraphOptions, slim_graph
 from slimdeploy.graph.keep import token_order
+from slimdeploy.images import spread
 from slimdeploy.schedule import Layer, ModelGeometry
 
 _EVERY = 4
@@ -58,8 +59,7 @@ class Search:
 
     def run(self, shape: ShapeChoice, tell: Callable[[str], None]) -> tuple[Shape, list[Layer]]:
         """The shape of the counts, chosen if it is `auto`, and what each layer keeps."""
-        evenly = np.arange(self.looked_at) * len(self.images) // self.looked_at
-        feed = self._feed(self.images[evenly])
+        feed = self._feed(self.images[spread(len(self.images), self.looked_at)])
         views = Views(self.geometry, Cutter(self.dense), self.blocks, feed, self.store)
 
         def told(layer: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.errors import InputError
+from slimdeploy.images import spread
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
@@ -98,10 +99,8 @@ def slim_model(
     torch.manual_seed(request.seed)
     if request.search_images < 1:
         raise InputError(f"--search-images {request.search_images}: must be at least 1")
-    looked_at = min(len(images), request.search_images)
-    evenly = torch.arange(looked_at) * len(images) // looked_at
     impact = make_impact(request.impact, request.seed)
-    state = Calibration(dense, geometry, images[evenly])
+    state = Calibration(dense, geometry, images[spread(len(images), request.search_images)])
     shape = _shape(state, images, impact, request, saved, progress)
     state.keep = {}
     options = replace(request, shape=shape or "geometric").search_options(geometry)

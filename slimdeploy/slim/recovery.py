@@ -82,8 +82,8 @@ class RecoveryTask(LogitDistillationTask):
         task_loss = self.criterion(logits, target)
         loss = self.task_loss_weight * task_loss
         parts = self._distances(input, logits, tokens, streams) if self.asks else {}
-        for name, weight in self.weights.items():
-            loss = loss + weight * parts[name] if name in parts else loss
+        for name, value in parts.items():
+            loss = loss + self.weights[name] * value
         return {"loss": loss, "output": logits, "task_loss": task_loss, **parts}
 
     def _distances(

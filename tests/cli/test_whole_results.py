@@ -162,8 +162,8 @@ def test_no_room_for_temporary_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def full(**_: Any) -> None:
-        raise OSError(28, "No space left on device", "/tmp/slimdeploy-x")
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
 
     monkeypatch.setattr("slimdeploy.precision.observe.TemporaryDirectory", full)
     line = refused(small, tmp_path / "out", capsys)
-    assert "small.onnx: /tmp/slimdeploy-x: No space left on device; make room there" in line
+    assert f"small.onnx: {tmp_path / 'x'}: No space left on device; make room there" in line

@@ -43,8 +43,8 @@ def test_the_page_says_where_a_selection_stands_alone() -> None:
     assert (
         'By one kernel the claim "each selection is fused" is missed: 15 of the 24 engines that '
         "drop tokens by gather, slice or slice-concat have a kernel that only selects: all in fp16 "
-        "(batch 1 to 8), fp32 (batch 1 to 8), bf16 (batch 1 to 8); those in fp16 (batch 1), int8 "
-        "(batch 1 to 8), fp8 (batch 1 to 8) have none. Which block it belongs to is not recorded."
+        "(batch 1 to 8), fp32 (batch 1 to 8), bf16 (batch 1 to 8); fp16 (batch 1), int8 "
+        "(batch 1 to 8), fp8 (batch 1 to 8) go without. Which block it belongs to is not recorded."
     ) in text
     lone = {(r["form"], r["precision"], r["dynamic"]): r["selections_alone"] > 0
             for r in recorded()["rows"]}  # fmt: skip
