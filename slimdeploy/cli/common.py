@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from slimdeploy.store import Store
+
 
 def open_images(
     data_dir: Path, split: str | None, default: str, *, labelled: bool = True
@@ -36,11 +38,19 @@ def open_images(
     return ImageFolder.open(data_dir, split, labelled=labelled)
 
 
-def load_arrays(folder: ImageFolder, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """All images of a folder, preprocessed, [n, 3, H, W]."""
+def load_arrays(
+    folder: ImageFolder, preprocessing: Preprocessing, store: Store | None = None
+) -> NDArray[np.float32]:
+    """All images of a folder, preprocessed, [n, 3, H, W]; with a `store`, in its memory."""
     import numpy as np
 
-    return np.concatenate([batch.images for batch in folder.batches(preprocessing, 32)])
+    shape = (len(folder), *preprocessing.input_size)
+    result = store.new(shape, np.float32) if store else np.empty(shape, np.float32)
+    start = 0
+    for batch in folder.batches(preprocessing, 32):
+        result[start : start + len(batch.images)] = batch.images
+        start += len(batch.images)
+    return result
 
 
 def weights_file(path: Path, schedule_path: Path, lies_at: Path | None = None) -> WeightsFile:

@@ -214,10 +214,10 @@ def search_schedule(
     from slimdeploy.slim.pipeline import slim_model, steps
     from slimdeploy.slim.search import SearchState, settings_of
     from slimdeploy.slim.timm_models import describe, load_model
+    from slimdeploy.store import open_store
 
     model, preprocessing = load_model(model_name, checkpoint, kwargs)
     geometry = describe(model, model_name, kwargs)
-    arrays = load_arrays(sample, preprocessing)
     data = sample.digest()
     dense = weights_file(checkpoint, output) if checkpoint else None
     identity = {
@@ -227,14 +227,15 @@ def search_schedule(
         "slimdeploy": __version__,
     }
     saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(request, **identity))
-    with progress_bar() as progress:
+    with progress_bar() as progress, open_store() as store:
+        images = torch.from_numpy(load_arrays(sample, preprocessing, store))
         bar = progress.add_task("slimming", total=steps(geometry, request))
 
         def report(line: str) -> None:
             progress.advance(bar)
             note(line)
 
-        result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
+        result = slim_model(model, geometry, images, request, saved, report)
 
     def make(slim_file: WeightsFile | None) -> KeepSchedule:
         return KeepSchedule(

@@ -64,11 +64,12 @@ def dynamic_schedule(
 
     from slimdeploy.slim.dynamic import dynamic_model, dynamic_steps
     from slimdeploy.slim.timm_models import describe, load_model
+    from slimdeploy.store import open_store
 
     model, preprocessing = load_model(model_name, checkpoint, kwargs)
     geometry = describe(model, model_name, kwargs)
-    images = torch.from_numpy(load_arrays(sample, preprocessing))
-    with progress_bar() as progress:
+    with progress_bar() as progress, open_store() as store:
+        images = torch.from_numpy(load_arrays(sample, preprocessing, store))
         bar = progress.add_task("slimming", total=dynamic_steps(geometry, request))
 
         def report(line: str) -> None:

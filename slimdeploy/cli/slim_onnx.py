@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from slimdeploy.cli.common import check_weights_safe, separated, show
+from slimdeploy.cli.common import check_weights_safe, load_arrays, separated, show
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim import draw_images
 from slimdeploy.cli.slim_flags import FileFlags
@@ -28,9 +26,9 @@ from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
 
 if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, Progress
-    from slimdeploy.forward.store import Array, Store
     from slimdeploy.images import ImageFolder
     from slimdeploy.schedule import KeepSchedule
+    from slimdeploy.store import Array, Store
 
 _HELD_OUT = 8
 
@@ -160,7 +158,7 @@ def _slimmed(
 ) -> ForwardSlim:
     """Fit to the images, but for one in eight, which measures the result."""
     from slimdeploy.forward.slimming import slim_forward
-    from slimdeploy.forward.store import open_store
+    from slimdeploy.store import open_store
 
     out = set(range(_HELD_OUT - 1, len(sample), _HELD_OUT))
     if not out:
@@ -184,12 +182,7 @@ def _arrays(
     """The images of these numbers, preprocessed, [n, C, H, W]."""
     files = tuple(folder.files[i] for i in sorted(numbers))
     part = replace(folder, files=files, labels=(0,) * len(files))
-    result = store.new((len(files), *preprocessing.input_size), np.float32)
-    start = 0
-    for batch in part.batches(preprocessing, 32):
-        result[start : start + len(batch.images)] = batch.images
-        start += len(batch.images)
-    return result
+    return load_arrays(part, preprocessing, store)
 
 
 def check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:

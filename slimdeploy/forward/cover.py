@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from slimdeploy.cover_ranks import cover_ranks
 from slimdeploy.forward.maps import map_part, per_head
 from slimdeploy.forward.running import open_part
-from slimdeploy.forward.store import Array
 from slimdeploy.forward.views import Views
+from slimdeploy.store import Array
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import onnx
 from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.running import Feed, open_whole
-from slimdeploy.forward.store import Array
+from slimdeploy.store import Array
 
 
 @dataclass(frozen=True)

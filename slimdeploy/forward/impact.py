@@ -24,9 +24,9 @@ from slimdeploy.forward.cover import cover
 from slimdeploy.forward.linear import Linear, find_linear
 from slimdeploy.forward.maps import map_part, per_head, stream_part
 from slimdeploy.forward.running import open_part
-from slimdeploy.forward.store import Array
 from slimdeploy.forward.views import Views
 from slimdeploy.positions import rank_positions
+from slimdeploy.store import Array
 
 Floats = NDArray[np.float64]
 

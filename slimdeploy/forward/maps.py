@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from slimdeploy.errors import GraphError
 from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.forward.store import Array
 from slimdeploy.graph.masked.scores import Editor
+from slimdeploy.store import Array
 
 _PROBABILITIES = 3
 """`qk_matmul_output_mode`: an Attention operator gives what is behind its Softmax, too."""

@@ -23,7 +23,7 @@ from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.linear import Linear, find_linear
 from slimdeploy.forward.ridge import Normal, RidgeOptions
 from slimdeploy.forward.running import Feed, open_part
-from slimdeploy.forward.store import Array, Store
+from slimdeploy.store import Array, Store
 
 
 @dataclass

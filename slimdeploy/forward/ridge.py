@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import InputError
-from slimdeploy.forward.store import Array
+from slimdeploy.store import Array
 
 Floats = NDArray[np.float64]
 

@@ -16,8 +16,8 @@ from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.errors import GraphError
 from slimdeploy.files import TEMPORARY
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.forward.store import Array, Store
 from slimdeploy.graph.storage import save_model
+from slimdeploy.store import Array, Store
 
 _SCORES = 1 << 27
 _LARGEST_BATCH = 16

@@ -18,12 +18,12 @@ from slimdeploy.forward.errors import HeadView
 from slimdeploy.forward.refit import refit_graph
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import Feed, feed_of
-from slimdeploy.forward.store import Array, Store
 from slimdeploy.forward.views import Views
 from slimdeploy.graph import GraphOptions, slim_graph
 from slimdeploy.graph.keep import token_order
 from slimdeploy.images import spread
 from slimdeploy.schedule import Layer, ModelGeometry
+from slimdeploy.store import Array, Store
 
 _EVERY = 4
 """One in so many images is held out where shapes are compared."""

@@ -18,13 +18,13 @@ from slimdeploy.forward.refit import Refit, refit_graph, transfer
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
 from slimdeploy.forward.search import Search, in_order
-from slimdeploy.forward.store import Array, Store, open_store
 from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, slim_graph
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT
+from slimdeploy.store import Array, Store, open_store
 
 _CHECKED = 4
 _WORSE = "the refit made the held-out error larger: give more --images, or a larger --ridge"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.running import Feed, open_part
-from slimdeploy.forward.store import Array, Store
 from slimdeploy.schedule import ModelGeometry
+from slimdeploy.store import Array, Store
 
 
 @dataclass

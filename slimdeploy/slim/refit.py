@@ -8,19 +8,22 @@ the kept tokens, with the old weights as the prior:
     min_Δ  sum_i w_i || (a_i W + Δ a_i) - y_i ||² + λ ||Δ||²
 
 From unlabelled images, without gradients, at no cost at inference. The normal equations are summed
-batch by batch, so their size is that of one weight matrix however many images there are.
+batch by batch, so their size is that of one weight matrix however many images there are; of the
+streams of activations no more than four exist at a time, on disk where memory is short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from slimdeploy.errors import InputError
+from slimdeploy.slim.batches import Batches, Held, replaced
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import (
     attention_half,
@@ -32,6 +35,7 @@ from slimdeploy.slim.model import (
     select,
 )
 from slimdeploy.slim.types import Vit, VitBlock
+from slimdeploy.store import open_store
 
 
 @dataclass(frozen=True)
@@ -89,30 +93,40 @@ def _each(rows: Rows, batches: int) -> Sequence[Tensor | None]:
 
 @dataclass
 class _Refit:
-    """One block being refitted on (slim input, dense target) pairs, batch by batch."""
+    """One block being refitted on (slim input, dense target) pairs, batch by batch.
+
+    Attributes:
+        hold: makes what activations of all images are put aside in.
+    """
 
     block: VitBlock
     rows: Sequence[Tensor | None]
     weights: Tensor
-    options: RefitOptions = field(default_factory=RefitOptions)
+    options: RefitOptions
+    hold: Callable[[], Any] = list
 
-    def projection(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+    def projection(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> Any:
         """Solve the attention's projection towards the dense stream after attention.
 
         Returns:
-            The slim stream after attention, with the solved projection.
+            The slim stream after attention, with the solved projection, as `hold` holds it.
         """
         block, attn = self.block, self.block.attn
         normal = _Normal(attn.proj.bias is not None)
-        mixes = [attention_mix(block, *pair) for pair in zip(inputs, self.rows, strict=True)]
-        bases = [select(*pair) for pair in zip(inputs, self.rows, strict=True)]
-        for base, mix, target in zip(bases, mixes, targets, strict=True):
+        mixes, stream = self.hold(), self.hold()
+        for x, rows, target in zip(inputs, self.rows, targets, strict=True):
+            base, mix = select(x, rows), attention_mix(block, x, rows)
             normal.add(mix, target - (base + block.ls1(project(attn, mix))), self.weights)
+            stream.append(base)
+            mixes.append(mix)
         _apply(block, "ls1", attn.proj, normal.solve(self.options.strength))
-        pairs = zip(bases, mixes, strict=True)
-        return [base + block.ls1(project(attn, mix)) for base, mix in pairs]
+        for index, (base, mix) in enumerate(zip(stream, mixes, strict=True)):
+            stream[index] = base + block.ls1(project(attn, mix))
+        if isinstance(mixes, Batches):
+            mixes.release()
+        return stream
 
-    def second_layer(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    def second_layer(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
         """Solve the MLP's second layer towards the dense stream after the block."""
         block, mlp = self.block, self.block.mlp
         normal = _Normal(mlp.fc2.bias is not None)
@@ -164,24 +178,8 @@ def refit_block(
     """
     wanted = _each(dense_rows, len(inputs))
     after = [attention_half(dense_block, *pair) for pair in zip(dense_inputs, wanted, strict=True)]
-    targets = [mlp_half(dense_block, x) for x in after]
-    _solve(block, inputs, after, targets, rows, weights, options)
-
-
-def _solve(
-    block: VitBlock,
-    inputs: Sequence[Tensor],
-    after: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    rows: Rows,
-    weights: Tensor,
-    options: RefitOptions,
-) -> list[Tensor]:
-    """Refit towards the dense stream `after` attention and behind the block; the slim halves."""
     refit = _Refit(block, _each(rows, len(inputs)), weights, options)
-    halves = refit.projection(inputs, after)
-    refit.second_layer(halves, targets)
-    return halves
+    refit.second_layer(refit.projection(inputs, after), (mlp_half(dense_block, x) for x in after))
 
 
 def token_weights(keep: Sequence[int], reads: Sequence[int], options: RefitOptions) -> Tensor:
@@ -189,7 +187,19 @@ def token_weights(keep: Sequence[int], reads: Sequence[int], options: RefitOptio
     return torch.tensor([options.read_weight if token in reads else 1.0 for token in keep])
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Kept:
+    """What a block keeps: as rows of its input, and as rows of the dense block's output.
+
+    Attributes:
+        weights: weight of each kept token, [q].
+    """
+
+    rows: Rows
+    dense_rows: Rows
+    weights: Tensor
+
+
 def refit_model(
     state: Calibration,
     model: Vit,
@@ -201,30 +211,54 @@ def refit_model(
 
     Each block reads what the refitted blocks before it give, so that it also corrects what they
     could not. `state.dense` gives the targets; `progress(layer)` is called after each layer.
+
+    Raises:
+        InputError: if neither memory nor the disk has room for the activations.
     """
     options = options or RefitOptions()
-    dense_stream = [embed(state.dense, images) for images in state.batches()]
-    stream = [embed(model, images) for images in state.batches()]
     every = local_rows(keep, state.tokens)
-    for index, (block, dense_block) in enumerate(
-        zip(model.blocks, state.dense.blocks, strict=True)
-    ):
-        ids, rows = keep[index], every[index]
-        wanted = None if len(ids) == state.tokens else torch.tensor(ids)
-        after = [attention_half(dense_block, x, None) for x in dense_stream]
-        dense_stream = [mlp_half(dense_block, x) for x in after]
-        halves = _solve(
-            block,
-            stream,
-            [select(x, wanted) for x in after],
-            [select(x, wanted) for x in dense_stream],
-            rows,
-            token_weights(ids, state.geometry.head_reads, options),
-            options,
-        )
-        stream = [mlp_half(block, x) for x in halves]
-        if progress is not None:
-            progress(index + 1)
+
+    def kept(index: int, _: Iterable[Tensor]) -> Kept:
+        ids = keep[index]
+        weights = token_weights(ids, state.geometry.head_reads, options)
+        return Kept(every[index], None if len(ids) == state.tokens else torch.tensor(ids), weights)
+
+    refit_blocks(state, model, kept, options, progress)
 
 
-__all__ = ["RefitOptions", "refit_block", "refit_model", "token_weights"]
+@torch.no_grad()
+def refit_blocks(
+    state: Calibration,
+    model: Vit,
+    kept: Callable[[int, Held], Kept],
+    options: RefitOptions,
+    progress: Any = None,
+) -> None:
+    """Refit all blocks of `model` in place while its stream and the dense one run side by side.
+
+    Args:
+        kept: what the block of this index (from 0) keeps of its input, batches [B, k, D].
+    """
+    with open_store(state.cache_bytes) as store:
+        hold = partial(Batches, store, len(state.images))
+        dense, stream = hold(), hold()
+        for images in state.batches():
+            dense.append(embed(state.dense, images))
+            stream.append(embed(model, images))
+        pairs = zip(model.blocks, state.dense.blocks, strict=True)
+        for index, (block, dense_block) in enumerate(pairs):
+            found = kept(index, stream)
+            refit = _Refit(block, _each(found.rows, len(stream)), found.weights, options, hold)
+            wanted = _each(found.dense_rows, len(stream))
+            after = replaced(dense, partial(attention_half, dense_block, rows=None))
+            halves = refit.projection(stream, map(select, after, wanted))
+            stream.release()
+            stream, after = halves, replaced(dense, partial(mlp_half, dense_block))
+            refit.second_layer(stream, map(select, after, wanted))
+            for _ in replaced(stream, partial(mlp_half, block)):
+                pass
+            if progress is not None:
+                progress(index + 1)
+
+
+__all__ = ["Kept", "RefitOptions", "refit_block", "refit_blocks", "refit_model", "token_weights"]

@@ -13,9 +13,9 @@ import pytest
 
 from slimdeploy.cli import main
 from slimdeploy.errors import InputError
-from slimdeploy.forward.store import open_store
 from slimdeploy.manifest import verify_manifest
 from slimdeploy.schedule import KeepSchedule
+from slimdeploy.store import open_store
 from tests.cli.classifiers import PIXELS, two_classes
 from tests.cli.commands import left
 from tests.cli.faults import error_of, full_for, room_for

@@ -11,8 +11,8 @@ from slimdeploy.cover_ranks import cover_ranks
 from slimdeploy.forward.choose import choose_tokens
 from slimdeploy.forward.cover import token_gram
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.forward.store import open_store
 from slimdeploy.forward.views import Views
+from slimdeploy.store import open_store
 from tests.forward.models import Case, relative
 
 Floats = NDArray[np.float64]

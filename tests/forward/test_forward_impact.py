@@ -14,12 +14,12 @@ from slimdeploy.forward.choices import require_forward
 from slimdeploy.forward.choose import choose_tokens, top_up
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.impact import scores
-from slimdeploy.forward.store import Store, open_store
 from slimdeploy.forward.views import Views
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.search import SearchOptions, search
+from slimdeploy.store import Store, open_store
 from tests.forward.models import Case, relative
 
 

@@ -15,13 +15,13 @@ from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.linear import Linear, find_linear
 from slimdeploy.forward.refit import Refit, refit_graph, transfer
 from slimdeploy.forward.ridge import Normal, RidgeOptions
-from slimdeploy.forward.store import open_store
 from slimdeploy.graph import GraphOptions, dense_graph, slim_graph
 from slimdeploy.graph.keep import token_order
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.refit import RefitOptions, refit_model
+from slimdeploy.store import open_store
 from tests.forward.models import Case, ids_in, relative
 from tests.graph.exports import run
 

@@ -13,12 +13,12 @@ from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import batch_size
 from slimdeploy.forward.search import Search
 from slimdeploy.forward.slimming import ForwardRequest, slim_forward
-from slimdeploy.forward.store import open_store
 from slimdeploy.graph import GraphOptions
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.shapes import Trial
+from slimdeploy.store import open_store
 from tests.forward.models import Case
 
 BUDGET = 0.4

@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from slimdeploy.slim.batches import Batches, replaced
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.refit import RefitOptions, _Normal, refit_model
 from slimdeploy.slim.timm_models import describe
+from slimdeploy.store import open_store
 
 KEEP = [list(range(0, 17, 1)), [0, *range(1, 17, 2)], [0, 3, 7, 11, 15], [0]]
 
 
-def refitted(model: Any, images: torch.Tensor, **options: Any) -> Any:
-    state = Calibration(model, describe(model, "small"), images, batch_size=8)
+def refitted(
+    model: Any, images: torch.Tensor, memory: int = 1 << 30, batch_size: int = 8, **options: Any
+) -> Any:
+    state = Calibration(model, describe(model, "small"), images, batch_size, memory)
     result = copy.deepcopy(model)
     refit_model(state, result, KEEP, RefitOptions(**options))
     return result
@@ -87,3 +91,33 @@ def test_layers_without_a_bias_get_none(make_vit: Callable[..., Any]) -> None:
     result = refitted(dense, pictures(32, 0))
     assert result.blocks[1].mlp.fc2.bias is None
     assert result.state_dict().keys() == dense.state_dict().keys()
+
+
+@pytest.mark.parametrize("variant", [{}, {"init_values": 0.3}], ids=str)
+def test_activations_on_disk_and_other_batches_give_the_same_weights(
+    make_vit: Callable[..., Any], variant: dict
+) -> None:
+    dense, images = make_vit(**variant), pictures(21, 0)
+    in_memory = refitted(dense, images)
+    on_disk = refitted(dense, images, memory=0)
+    in_one = refitted(dense, images, batch_size=21)
+    for name, weight in in_memory.state_dict().items():
+        assert torch.equal(weight, on_disk.state_dict()[name]), name
+        assert torch.allclose(weight, in_one.state_dict()[name], atol=1e-4), name
+
+
+def test_batches_are_a_list_and_give_their_memory_back() -> None:
+    parts = list(torch.randn(5, 4, 3).split(2))
+    with open_store(budget=5 * 4 * 3 * 4) as store:
+        held = Batches(store, 5)
+        for part in parts:
+            held.append(part)
+        assert len(held) == 3
+        assert list(map(len, replaced(held, torch.neg))) == [2, 2, 1]
+        assert all(torch.equal(x, -part) for x, part in zip(held, parts, strict=True))
+        other = Batches(store, 5)
+        other.append(parts[0])
+        assert store.on_disk == 1, "the budget was taken"
+        held.release()
+        other.release()
+        assert (store.on_disk, store.free) == (0, 240)

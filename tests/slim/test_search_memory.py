@@ -1,12 +1,14 @@
-"""What a search holds in memory does not grow with layers times tokens squared."""
+"""What a search holds does not grow with layers times tokens squared; nor a refit with images."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import mmap
 import os
 import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from slimdeploy.slim.calibration import Calibration, fitting_batch
 from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.impact import make_impact
+from slimdeploy.slim.refit import refit_model
 from slimdeploy.slim.timm_models import describe
 
 pytestmark = pytest.mark.forks
@@ -64,3 +67,25 @@ def test_batches_shrink_where_maps_are_large() -> None:
     assert fitting_batch(6, 577) == 16
     assert fitting_batch(6, 1370) == 2
     assert fitting_batch(16, 5000) == 1
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+def test_a_refits_memory_does_not_grow_with_images(make_vit: Callable[..., Any]) -> None:
+    stream = 4 * 17 * 48  # bytes of an image's residual stream
+    few, many = 256, 4096
+    dense = make_vit()
+    keep = [list(range(17)), list(range(0, 17, 2)), [0, 8], [0]]
+    peak = {}
+    for count in (few, many):
+        images = torch.randn(1, 3, 64, 64).expand(count, -1, -1, -1)
+        state = Calibration(dense, describe(dense, "small"), images, cache_bytes=0)
+        seen = [anonymous()]
+        refit_model(state, copy.deepcopy(dense), keep, None, lambda _: seen.append(anonymous()))  # noqa: B023
+        peak[count] = max(seen) - seen[0]
+    assert peak[many] - peak[few] < 0.2 * stream * (many - few)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from slimdeploy.slim.batches import Held
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.dynamic.model import DynamicVit, take_ids
-from slimdeploy.slim.model import embed, slim_block
-from slimdeploy.slim.refit import RefitOptions, refit_block, token_weights
+from slimdeploy.slim.refit import Kept, RefitOptions, refit_blocks, token_weights
 
 
 @torch.no_grad()
@@ -26,18 +26,13 @@ def refit_dynamic(
     `progress(layer)` is called after each layer.
     """
     options = options or RefitOptions()
-    dense_stream = [embed(state.dense, images) for images in state.batches()]
-    stream = [embed(slim.dense, images) for images in state.batches()]
-    ids = [torch.arange(state.tokens).expand(len(x), -1) for x in stream]
-    for index, (block, dense_block) in enumerate(
-        zip(slim.dense.blocks, state.dense.blocks, strict=True)
-    ):
+    ids = [torch.arange(state.tokens).expand(len(x), -1) for x in state.batches()]
+
+    def kept(index: int, stream: Held) -> Kept:
         rows = [slim.rows(index, x) for x in stream]
-        ids = [take_ids(held, chosen) for held, chosen in zip(ids, rows, strict=True)]
+        ids[:] = [take_ids(held, chosen) for held, chosen in zip(ids, rows, strict=True)]
         # Prefix tokens come first; which patches follow does not matter to their weight.
         weights = token_weights(ids[0][0].tolist(), state.geometry.head_reads, options)
-        refit_block(block, dense_block, stream, dense_stream, rows, ids, weights, options)
-        stream = [slim_block(block, *pair) for pair in zip(stream, rows, strict=True)]
-        dense_stream = [slim_block(dense_block, x, None) for x in dense_stream]
-        if progress is not None:
-            progress(index + 1)
+        return Kept(rows, list(ids), weights)
+
+    refit_blocks(state, slim.dense, kept, options, progress)
