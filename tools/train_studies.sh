@@ -26,5 +26,7 @@ fm 3 build/fm/3.safetensors build/fm/4.safetensors --stages 196:0.25 --lr 1.5e-4
 fm 4 build/fm/4.safetensors build/fm/dense.safetensors --stages 196:0.25 --lr 1.5e-4 \
     --ema-decay 0.98
 
-train build/elpv 0 "$start" build/elpv_vit_small/dense.safetensors --dihedral --batch-size 48 \
-    --stages 112:8,224/0.5:5,224:2.5 --lr 2e-4
+elpv() { train build/elpv "$@" --dihedral --batch-size 48; }
+elpv 0 "$start" build/elpv_vit_small/1.safetensors --stages 112:8,224/0.5:5,224:2.5 --lr 2e-4
+elpv 1 build/elpv_vit_small/1.safetensors build/elpv_vit_small/dense.safetensors \
+    --stages 224/0.5:6,224:3 --lr 1.5e-4 --ema-decay 0.99 --drop-path 0.1

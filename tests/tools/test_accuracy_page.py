@@ -72,3 +72,17 @@ def test_a_peer_needs_no_refit() -> None:
     peer["dense_weights"] = peer.pop("refit")
     assert cells(lines_of([peer])[0])[:3] == ["tome", "-", "-"]
     assert cells(lines_of([peer])[0])[4:7] == ["100", "90.00 % (+0.00; +0.00 to +0.00)", "-"]
+
+
+def test_the_default_is_set_against_the_others_by_budget_and_stage() -> None:
+    rows = [row("cover", 0, 2), row("cover", 1, 2), row("grid", 0, 30), row("grid", 1, 32)]
+    rows += [row("path", 0, 2), row("random", 2, 9), row("tome", 0, 1)]
+    dense = {"100": packed(DENSE)}
+    text = page({"small": {"study": "S", "computed_in": "float32", "dense": dense, "rows": rows}})
+    table, _, counted = text.partition("## `cover` against the others")[2].partition("\n\nOf ")
+    (line,) = [line for line in table.splitlines() if line.startswith("| small")]
+    assert cells(line) == [
+        "small", "46%", "refit", "+0.00", "-", "-", "**-29.00**", "-", "-", "1 or 2"
+    ]  # fmt: skip
+    assert counted.startswith("2 differences, 1 are in favour of `cover` (1 by an interval")
+    assert "and 0 against it (0 so)" in counted
