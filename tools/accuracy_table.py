@@ -2,7 +2,7 @@
 
     python -m tools.accuracy_table run --study fashion_mnist --mac-reduction 0.46 --impact cover
     python -m tools.accuracy_table run ... --stages finetuned   # adds that stage to the row
-    python -m tools.accuracy_table render                    # docs/bench/accuracy/*.json -> .md
+    python -m tools.accuracy_table render                # docs/bench/accuracy/*.json -> .md, .png
 
 A row is one search (its seed draws the calibration images too), judged on test images with the
 dense model's weights, after the refit, and after fine-tuning if asked for. Schedules and weights
@@ -326,11 +326,13 @@ def _add(path: Path, bench: Bench, key: dict[str, Any], found: dict[str, Any]) -
 
 @app.command
 def render() -> None:
-    """Write the Markdown table from all records."""
+    """Write the Markdown page and its picture from all records."""
     from tools.accuracy_page import page
+    from tools.accuracy_picture import draw
 
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
     write_text(RECORDS.with_suffix(".md"), page(records))
+    draw(records, RECORDS.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tools.accuracy_page import hits, page
+from tools.accuracy_picture import draw
 from tools.hits import packed
 
 DENSE = np.arange(100) < 90
@@ -86,3 +88,10 @@ def test_the_default_is_set_against_the_others_by_budget_and_stage() -> None:
     ]  # fmt: skip
     assert counted.startswith("2 differences, 1 are in favour of `cover` (1 by an interval")
     assert "and 0 against it (0 so)" in counted
+
+
+def test_a_picture_is_drawn_of_studies_with_gaps(tmp_path: Path) -> None:
+    rows = [row(name, 0, wrong, shape="geometric") for name, wrong in (("cover", 2), ("grid", 9))]
+    record = {"study": "A study", "dense": {"100": packed(DENSE)}, "rows": rows}
+    draw({"one": record, "empty": {**record, "rows": []}}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
