@@ -198,8 +198,9 @@ def table(found: dict[str, Any]) -> str:
         f"What `slimdeploy slim --model` costs: ViT-S, {found['mac_reduction']:.0%} fewer MACs, "
         f"{found['cpu']}, {found['cores']} cores, float32. The whole command, weights and images "
         "read, in a process of its own. Where more processes wanted a core than there are (load), "
-        "seconds by the clock say little; CPU seconds are then an upper bound. Peak: resident memory, "
-        "pages of temporary files included, which the system takes back where it is short. Made by "
+        "seconds by the clock say little; CPU seconds are then an upper bound. Peak: resident "
+        "memory, pages of temporary files included, which the system takes back where it is short. "
+        "Made by "
         "`python -m tools.search_cost`.",
         "",
         "| impact | searched / drawn images | tokens | blocks | counts | reconstruct | CPU s "
