@@ -200,8 +200,7 @@ def table(found: dict[str, Any]) -> str:
         "read, in a process of its own. Where more processes wanted a core than there are (load), "
         "seconds by the clock say little; CPU seconds are then an upper bound. Peak: resident "
         "memory, pages of temporary files included, which the system takes back where it is short. "
-        "Made by "
-        "`python -m tools.search_cost`.",
+        "Made by `python -m tools.search_cost`.",
         "",
         "| impact | searched / drawn images | tokens | blocks | counts | reconstruct | CPU s "
         "| wall s | load before | peak GiB |",
