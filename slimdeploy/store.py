@@ -28,7 +28,7 @@ class Store:
 
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder, self.free = folder, budget
-        self._files: dict[int, Path] = {}
+        self._on_disk: set[int] = set()
         self._made = 0
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -46,7 +46,11 @@ class Store:
         with disk_errors(path):
             _reserve(path, size)
         array = np.memmap(path, dtype, "r+", shape=shape)
-        self._files[id(array)] = path
+        if (
+            os.name == "posix"
+        ):  # the disk is free again when the array is, whatever ends the process
+            path.unlink()
+        self._on_disk.add(id(array))
         return array
 
     def release(self, *arrays: Array | None) -> None:
@@ -54,15 +58,15 @@ class Store:
         for array in arrays:
             if array is None:
                 continue
-            if (path := self._files.pop(id(array), None)) is not None:
-                path.unlink()
+            if id(array) in self._on_disk:
+                self._on_disk.remove(id(array))
             else:
                 self.free += array.nbytes
 
     @property
     def on_disk(self) -> int:
         """Number of arrays in files."""
-        return len(self._files)
+        return len(self._on_disk)
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -74,7 +78,7 @@ def _reserve(path: Path, size: int) -> None:
 
 
 @contextmanager
-def open_store(budget: int = BUDGET) -> Iterator[Store]:
-    """A store whose files are gone afterwards."""
+def open_store(budget: int | None = None) -> Iterator[Store]:
+    """A store of that many bytes of memory (default: `BUDGET`), whose files are gone afterwards."""
     with TemporaryDirectory(prefix=TEMPORARY) as folder:
-        yield Store(Path(folder), budget)
+        yield Store(Path(folder), BUDGET if budget is None else budget)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from matplotlib.figure import Figure
 
 from slimdeploy.files import atomic_path
 from slimdeploy.measure.stats import mean_interval
-from tools.accuracy_verdict import CONTROLS, DEFAULT
-from tools.hits import unpacked
+from tools.accuracy_rows import CONTROLS, DEFAULT, Hits, estimators, hits
 
 STAGES = {"dense_weights": "the dense model's weights", "refit": "after the closed-form refit"}
 _INK, _QUIET = "#1a1a1a", "#6b6b6b"
@@ -23,15 +21,14 @@ _STYLES = {
     "class-attention": ("#b8860b", "v"), "grid": ("#6a8532", "^"), "centre": ("#3b3b3b", "P"),
     "random": ("#c2185b", "X"),
 }  # fmt: skip
-_COMPARED = ("geometric", 192)  # counts and images of the rows drawn
 _DODGE = 0.22  # points of MACs between marks that would hide each other
 
 
 def draw(records: dict[str, dict[str, Any]], path: Path) -> None:
     """A row of panels a stage, a panel a study; points lost against MACs saved.
 
-    Only rows of the default's images and counts are drawn, seeds averaged. The bar is the default's
-    95 % interval over test images; the others' are in the tables.
+    Of each budget the seeds that all its estimators have. The bar is the default's 95 % interval
+    over test images; the others' are in the tables.
     """
     figure = Figure(figsize=(4 * len(records), 6.6), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -76,13 +73,16 @@ def _panel(panel: Any, record: dict[str, Any], stage: str) -> None:
     panel.tick_params(labelsize=8, colors=_QUIET)
 
 
-def _lines(record: dict[str, Any], stage: str) -> dict[tuple[str, float], Any]:
-    """Per estimator and budget the difference to dense image by image, seeds averaged, [n]."""
-    found = defaultdict(list)
-    for row in record["rows"]:
-        if stage in row and row["impact"] in _STYLES and (row["shape"], row["images"]) == _COMPARED:
-            n = row[stage]["n"]
-            right, dense = unpacked(row[stage]["right"], n), unpacked(record["dense"][str(n)], n)
-            gain = right.astype(float) - dense.astype(float)
-            found[row["impact"], row["mac_reduction"]].append(gain)
-    return {key: np.mean(gains, axis=0) for key, gains in found.items()}
+def _lines(record: dict[str, Any], stage: str) -> dict[tuple[str, float], Hits]:
+    """Per estimator and budget the difference to dense image by image, [n].
+
+    The mean over the seeds that all estimators of that budget have.
+    """
+    found = {}
+    for budget, by_name in estimators(record["rows"], stage):
+        seeds = set.intersection(*({*of} for of in by_name.values()))
+        for name, right in by_name.items():
+            if seeds:
+                mean = np.mean([right[seed] for seed in sorted(seeds)], axis=0)
+                found[name, budget] = mean - hits(record["dense"][str(len(mean))], len(mean))
+    return found

@@ -41,7 +41,11 @@ def open_images(
 def load_arrays(
     folder: ImageFolder, preprocessing: Preprocessing, store: Store | None = None
 ) -> NDArray[np.float32]:
-    """All images of a folder, preprocessed, [n, 3, H, W]; with a `store`, in its memory."""
+    """All images of a folder, preprocessed, [n, 3, H, W]; with a `store`, in its memory.
+
+    Raises:
+        InputError: for an image that cannot be read, or a store without room.
+    """
     import numpy as np
 
     shape = (len(folder), *preprocessing.input_size)

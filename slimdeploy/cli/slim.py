@@ -228,14 +228,15 @@ def search_schedule(
     }
     saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(request, **identity))
     with progress_bar() as progress, open_store() as store:
-        images = torch.from_numpy(load_arrays(sample, preprocessing, store))
+        arrays = load_arrays(sample, preprocessing, store)
         bar = progress.add_task("slimming", total=steps(geometry, request))
 
         def report(line: str) -> None:
             progress.advance(bar)
             note(line)
 
-        result = slim_model(model, geometry, images, request, saved, report)
+        result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
+        del arrays  # the disk may be needed for what is written now
 
     def make(slim_file: WeightsFile | None) -> KeepSchedule:
         return KeepSchedule(

@@ -77,6 +77,7 @@ def dynamic_schedule(
             note(line)
 
         made = dynamic_model(model, geometry, images, request, report)
+        del images  # the disk may be needed for what is written now
 
     def make(slim_file: WeightsFile | None) -> KeepSchedule:
         return KeepSchedule(

@@ -12,7 +12,7 @@ from slimdeploy.store import Array, Store
 
 
 class Held(Protocol):
-    """What a step of the refit puts aside: a list, or `Batches` where there are many images."""
+    """What a step of the refit puts aside: `InMemory`, or `Batches` where there are many images."""
 
     def append(self, x: Tensor, /) -> None:
         """Put the next batch at the end."""
@@ -23,6 +23,17 @@ class Held(Protocol):
     def __iter__(self) -> Iterator[Tensor]: ...
 
     def __len__(self) -> int: ...
+
+    def release(self) -> None:
+        """It is not read any more."""
+
+
+class InMemory(list[Tensor]):
+    """Batches of a few images."""
+
+    def release(self) -> None:
+        """Forget them."""
+        self.clear()
 
 
 class Batches:
@@ -68,8 +79,16 @@ class Batches:
         self._array, self._rows = None, []
 
 
+def picked(store: Store, images: Tensor, rows: list[int]) -> Tensor:
+    """Some of the images [n, C, H, W], copied one by one into the store."""
+    array = store.new((len(rows), *images.shape[1:]), images[:0].numpy().dtype)
+    for place, row in enumerate(rows):
+        array[place] = images[row].numpy()
+    return torch.from_numpy(array)
+
+
 def replaced(held: Held, change: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """Put `change(batch)`, of the same shape, in the place of each batch, and give it."""
+    """Put `change(batch)`, of the same shape, in the place of each batch while it is given."""
     for index, x in enumerate(held):
         held[index] = found = change(x)
         yield found

@@ -29,7 +29,7 @@ class Calibration:
         slim: its copy, whose blocks reconstruction may change.
         images: preprocessed images, [n, C, H, W].
         batch_size: images run at once (default: 16, fewer where attention maps are large).
-        cache_bytes: memory that dense streams may take.
+        cache_bytes: memory that dense streams may take, of the search and then of the refit.
         keep: global ids kept by the layers from `L` down to the one last decided.
     """
 
@@ -63,6 +63,10 @@ class Calibration:
         for images in self.batches():
             batch = self._dense_streams(images, max(layers))
             yield tuple(batch[layer] for layer in layers)
+
+    def forget_streams(self) -> None:
+        """Give their memory to what comes next."""
+        self._cache = None
 
     @torch.no_grad()
     def _dense_streams(self, images: Tensor, last: int) -> list[Tensor]:

@@ -116,6 +116,7 @@ def slim_model(
     if request.reconstruct == "gradient":
         return SlimResult(layers, state.slim, shape)
     model = copy.deepcopy(dense)
+    state.forget_streams()
     refit_model(
         Calibration(dense, geometry, images),
         model,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdeploy.errors import InputError
-from slimdeploy.slim.batches import Batches, Held, replaced
+from slimdeploy.slim.batches import Batches, Held, InMemory, replaced
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import (
     attention_half,
@@ -103,9 +103,9 @@ class _Refit:
     rows: Sequence[Tensor | None]
     weights: Tensor
     options: RefitOptions
-    hold: Callable[[], Any] = list
+    hold: Callable[[], Held] = InMemory
 
-    def projection(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> Any:
+    def projection(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> Held:
         """Solve the attention's projection towards the dense stream after attention.
 
         Returns:
@@ -122,8 +122,7 @@ class _Refit:
         _apply(block, "ls1", attn.proj, normal.solve(self.options.strength))
         for index, (base, mix) in enumerate(zip(stream, mixes, strict=True)):
             stream[index] = base + block.ls1(project(attn, mix))
-        if isinstance(mixes, Batches):
-            mixes.release()
+        mixes.release()
         return stream
 
     def second_layer(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
@@ -238,10 +237,15 @@ def refit_blocks(
 
     Args:
         kept: what the block of this index (from 0) keeps of its input, batches [B, k, D].
+        progress: called with the number of each finished layer, from 1.
+
+    Raises:
+        InputError: if neither memory nor the disk has room for the activations.
     """
     with open_store(state.cache_bytes) as store:
         hold = partial(Batches, store, len(state.images))
-        dense, stream = hold(), hold()
+        dense: Held = hold()
+        stream: Held = hold()
         for images in state.batches():
             dense.append(embed(state.dense, images))
             stream.append(embed(model, images))

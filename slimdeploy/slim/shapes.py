@@ -17,12 +17,14 @@ from torch import Tensor
 
 from slimdeploy.counts import Shape, best_shape, counts_for_budget
 from slimdeploy.schedule import ModelGeometry
+from slimdeploy.slim.batches import picked
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import Impact
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.refit import RefitOptions, refit_model
 from slimdeploy.slim.search import top_up
 from slimdeploy.slim.types import Vit
+from slimdeploy.store import open_store
 
 _EVERY = 4
 """One in so many images is held out."""
@@ -42,19 +44,22 @@ def closest_shape(
         make: the slim model of a shape, fitted to the images it is given.
         progress: called with a line for each shape.
     """
-    held = torch.arange(len(images)) % _EVERY == _EVERY - 1
-    fit, seen = (images[~held], images[held]) if held.any() else (images, images)
-    fitted, reads = Calibration(dense, geometry, fit), list(geometry.head_reads)
-    with torch.no_grad():
-        wanted = torch.cat([dense.forward_features(x)[:, reads] for x in seen.split(16)])
-
-    def error(shape: Shape) -> float:
-        slim = make(fitted, shape)
+    held = list(range(_EVERY - 1, len(images), _EVERY))
+    fit = sorted({*range(len(images))} - {*held})
+    reads = list(geometry.head_reads)
+    with open_store() as store:
+        seen = picked(store, images, held) if held else images
+        fitted = Calibration(dense, geometry, picked(store, images, fit) if held else images)
         with torch.no_grad():
-            found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
-        return float((found - wanted).square().sum() / wanted.square().sum())
+            wanted = torch.cat([dense.forward_features(x)[:, reads] for x in seen.split(16)])
 
-    return best_shape(error, progress)
+        def error(shape: Shape) -> float:
+            slim = make(fitted, shape)
+            with torch.no_grad():
+                found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
+            return float((found - wanted).square().sum() / wanted.square().sum())
+
+        return best_shape(error, progress)
 
 
 @dataclass(frozen=True)

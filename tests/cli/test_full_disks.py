@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from slimdeploy import store
 from slimdeploy.cli import main
 from slimdeploy.errors import InputError
 from slimdeploy.manifest import verify_manifest
@@ -185,3 +186,29 @@ def test_activations_that_do_not_fit() -> None:
         store.new((4, 256), "float32")[:] = 1
         with pytest.raises(InputError, match=r"2.bin: .*; make room there or set TMPDIR"):
             store.new((5, 256), "float32")
+
+
+@pytest.mark.parametrize("more", [(), ("--shape", "auto"), ("--dynamic", "predictor")], ids=str)
+def test_images_and_activations_on_disk(
+    timm: list[object], more: tuple[object, ...], folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The same weights as from memory; without room, one line and nothing left."""
+    run(*timm, *more)
+    wanted = (folder / "s.safetensors").read_bytes()
+    capsys.readouterr()
+    for file in folder.iterdir():
+        file.unlink()
+    temporary = folder.parent / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(store, "BUDGET", 0)
+    with room_for(200_000):
+        line = error_of([*timm, *more], capsys)
+    assert "1.bin: " in line
+    assert "make room there or set TMPDIR" in line
+    assert not list(temporary.iterdir())
+    assert left(folder) <= {".s.json.work"}, "finished layers, to go on from"
+    run(*timm, *more)
+    assert (folder / "s.safetensors").read_bytes() == wanted
+    assert not list(temporary.iterdir())

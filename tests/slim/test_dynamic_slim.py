@@ -31,6 +31,7 @@ from slimdeploy.slim.dynamic import (
 )
 from slimdeploy.slim.dynamic.pipeline import dynamic_counts
 from slimdeploy.slim.dynamic.predictor import _pairs
+from slimdeploy.slim.dynamic.refit import refit_dynamic
 from slimdeploy.slim.dynamic.scores import keys
 from slimdeploy.slim.model import SlimVit, attention_map, embed, queries_keys_values
 from slimdeploy.slim.timm_models import describe
@@ -245,3 +246,19 @@ def test_slim_of_makes_what_the_schedule_says(make_vit: Callable[..., Any]) -> N
     slim = slim_of(model, chosen)
     assert isinstance(slim, DynamicVit)
     assert slim.counts == COUNTS
+
+
+def test_activations_on_disk_and_other_batches_give_the_same_weights(
+    make_vit: Callable[..., Any],
+) -> None:
+    images, found = pictures(21, 0), []
+    for batch_size, memory in ((8, 1 << 30), (8, 0), (21, 1 << 30)):
+        model = make_vit()
+        state = Calibration(model, describe(model, "small"), images, batch_size, memory)
+        slim = dynamic(copy.deepcopy(model), "predictor")
+        refit_dynamic(state, slim)
+        found.append(slim.dense.state_dict())
+    in_memory, on_disk, in_one = found
+    for name, weight in in_memory.items():
+        assert torch.equal(weight, on_disk[name]), name
+        assert torch.allclose(weight, in_one[name], atol=1e-3), name

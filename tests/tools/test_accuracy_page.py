@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from tools.accuracy_page import hits, page
-from tools.accuracy_picture import draw
+from tools.accuracy_page import page
+from tools.accuracy_picture import _lines, draw
+from tools.accuracy_rows import hits
+from tools.accuracy_verdict import verdict
 from tools.hits import packed
 
+RECORDS = Path(__file__).parents[2] / "docs/bench/accuracy"
 DENSE = np.arange(100) < 90
 
 
@@ -76,22 +81,42 @@ def test_a_peer_needs_no_refit() -> None:
     assert cells(lines_of([peer])[0])[4:7] == ["100", "90.00 % (+0.00; +0.00 to +0.00)", "-"]
 
 
+def geometric(*args: Any, **more: Any) -> dict[str, Any]:
+    return row(*args, **{"shape": "geometric", **more})
+
+
 def test_the_default_is_set_against_the_others_by_budget_and_stage() -> None:
-    rows = [row("cover", 0, 2), row("cover", 1, 2), row("grid", 0, 30), row("grid", 1, 32)]
-    rows += [row("path", 0, 2), row("random", 2, 9), row("tome", 0, 1)]
+    rows = [geometric("cover", seed, 2) for seed in (0, 1)]
+    rows += [geometric("grid", 0, 30), geometric("grid", 1, 32), geometric("path", 0, 2)]
+    rows += [geometric("random", 2, 9), geometric("tome", 0, 1)]
+    others = [row("grid", 0, 90), geometric("grid", 0, 90, images=768)]
+    others.append(geometric("centre", 0, 9, refit={**judged(9), "n": 96}))
     dense = {"100": packed(DENSE)}
-    text = page({"small": {"study": "S", "computed_in": "float32", "dense": dense, "rows": rows}})
-    table, _, counted = text.partition("## `cover` against the others")[2].partition("\n\nOf ")
-    (line,) = [line for line in table.splitlines() if line.startswith("| small")]
-    assert cells(line) == [
-        "small", "46%", "refit", "+0.00", "-", "-", "**-29.00**", "-", "-", "1 or 2"
-    ]  # fmt: skip
-    assert counted.startswith("2 differences, 1 are in favour of `cover` (1 by an interval")
-    assert "and 0 against it (0 so)" in counted
+    record = {"study": "S", "computed_in": "float32", "dense": dense, "rows": rows}
+    for added in ([], others[:2]):
+        text = page({"small": {**record, "rows": rows + added}})
+        table, _, counted = text.partition("## `cover` against")[2].partition("\n\n- ")
+        (line,) = [line for line in table.splitlines() if line.startswith("| small")]
+        assert cells(line) == [
+            "small", "46%", "refit", "+0.00", "-", "-", "**-29.00**", "-", "-", "1 or 2"
+        ]  # fmt: skip
+        assert counted.startswith("refit: of 2 differences 1 are in favour of `cover`, 1 by an")
+        assert "; 0 against it, 0 so." in counted
+    assert len(verdict({"small": {**record, "rows": rows + others[2:]}})) == len(
+        verdict({"small": record})
+    ), "judged on other images"
 
 
 def test_a_picture_is_drawn_of_studies_with_gaps(tmp_path: Path) -> None:
-    rows = [row(name, 0, wrong, shape="geometric") for name, wrong in (("cover", 2), ("grid", 9))]
+    rows = [geometric("cover", seed, wrong) for seed, wrong in ((0, 2), (1, 50))]
+    rows.append(geometric("grid", 0, 9))
     record = {"study": "A study", "dense": {"100": packed(DENSE)}, "rows": rows}
+    drawn = {name: float(gain.mean()) for (name, _), gain in _lines(record, "refit").items()}
+    assert drawn == pytest.approx({"cover": -0.02, "grid": -0.09}), "the seed that both have"
     draw({"one": record, "empty": {**record, "rows": []}}, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_committed_page_is_that_of_the_committed_records() -> None:
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
+    assert RECORDS.with_suffix(".md").read_text() == page(records), "run accuracy_table render"

@@ -12,7 +12,6 @@ from slimdeploy.slim.dynamic.model import DynamicVit, take_ids
 from slimdeploy.slim.refit import Kept, RefitOptions, refit_blocks, token_weights
 
 
-@torch.no_grad()
 def refit_dynamic(
     state: Calibration,
     slim: DynamicVit,
@@ -24,6 +23,9 @@ def refit_dynamic(
     As `slimdeploy.slim.refit.refit_model`, except that each image's rows are those that it chooses
     on the way, from the refitted stream, and its targets the dense stream's at the same tokens.
     `progress(layer)` is called after each layer.
+
+    Raises:
+        InputError: if neither memory nor the disk has room for the activations.
     """
     options = options or RefitOptions()
     ids = [torch.arange(state.tokens).expand(len(x), -1) for x in state.batches()]

@@ -1,0 +1,58 @@
+"""Rows of the accuracy records that are set against each other: same counts, images and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimdeploy.measure.stats import Interval, mean_interval
+from tools.hits import unpacked
+
+DEFAULT = "cover"
+CONTROLS = ("path", "attention", "class-attention", "grid", "centre", "random")
+COMPARED = ("geometric", 192)
+"""Counts and images: geometric counts are those of the budget alone, whatever ranks the tokens."""
+
+Row = dict[str, Any]
+Hits = NDArray[np.float64]
+BySeed = dict[int, Hits]
+
+
+def hits(digits: str, n: int) -> Hits:
+    """Which of `n` test images were right, [n] of 0 and 1."""
+    return unpacked(digits, n).astype(np.float64)
+
+
+def estimators(rows: list[Row], stage: str) -> Iterator[tuple[float, dict[str, BySeed]]]:
+    """Per budget, ascending, the hits of each estimator by seed, if the default is among them.
+
+    Seeds that were judged on other test images than the default's first are left out.
+    """
+    for budget in sorted({row["mac_reduction"] for row in rows}):
+        found: dict[str, BySeed] = {}
+        for row in rows:
+            key = (row["mac_reduction"], row["shape"], row["images"])
+            known = row["impact"] in (DEFAULT, *CONTROLS) and stage in row
+            if known and key == (budget, *COMPARED):
+                right = hits(row[stage]["right"], row[stage]["n"])
+                found.setdefault(row["impact"], {})[row["seed"]] = right
+        if DEFAULT in found:
+            n = len(next(iter(found[DEFAULT].values())))
+            alike = {
+                name: {seed: right for seed, right in seeds.items() if len(right) == n}
+                for name, seeds in found.items()
+            }
+            yield budget, {name: seeds for name, seeds in alike.items() if seeds}
+
+
+def differences(one: BySeed, two: BySeed) -> list[Hits]:
+    """One minus the other, image by image, [n], for each seed that both have."""
+    return [one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())]
+
+
+def interval(gains: list[Hits]) -> Interval:
+    """Of the mean difference: images are drawn, seeds averaged."""
+    return mean_interval(np.mean(gains, axis=0), seed=0)
