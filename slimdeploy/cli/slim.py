@@ -226,9 +226,10 @@ def search_schedule(
         "weights": dense.sha256 if dense else None,
         "slimdeploy": __version__,
     }
-    saved = SearchState(output.with_name(f".{output.name}.work"), settings_of(request, **identity))
+    work = output.with_name(f".{output.name}.work")
     with progress_bar() as progress, open_store() as store:
         arrays = load_arrays(sample, preprocessing, store)
+        saved = SearchState(work, settings_of(request, **identity))
         bar = progress.add_task("slimming", total=steps(geometry, request))
 
         def report(line: str) -> None:
