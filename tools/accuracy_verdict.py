@@ -75,9 +75,9 @@ def _count(stage: str, found: list[Against]) -> str:
     behind = [cell for cell in found if cell.gain < 0]
     ahead = [cell for cell in found if cell.gain > 0]
     return (
-        f"- {STAGES[stage]}: of {len(found)} differences {len(behind)} are in favour of "
-        f"`{DEFAULT}`, {sum(cell.told for cell in behind)} by an interval that leaves zero out; "
-        f"{len(ahead)} against it, {sum(cell.told for cell in ahead)} so."
+        f"- {STAGES[stage]}: {len(found)} compared, {len(behind)} in favour of `{DEFAULT}` "
+        f"({sum(cell.told for cell in behind)} by an interval that leaves zero out), "
+        f"{len(ahead)} against it ({sum(cell.told for cell in ahead)} so)."
     )
 
 

@@ -100,8 +100,8 @@ def test_the_default_is_set_against_the_others_by_budget_and_stage() -> None:
         assert cells(line) == [
             "small", "46%", "refit", "+0.00", "-", "-", "**-29.00**", "-", "-", "1 or 2"
         ]  # fmt: skip
-        assert counted.startswith("refit: of 2 differences 1 are in favour of `cover`, 1 by an")
-        assert "; 0 against it, 0 so." in counted
+        assert counted.startswith("refit: 2 compared, 1 in favour of `cover` (1 by an interval")
+        assert ", 0 against it (0 so)." in counted
     assert len(verdict({"small": {**record, "rows": rows + others[2:]}})) == len(
         verdict({"small": record})
     ), "judged on other images"
