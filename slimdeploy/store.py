@@ -46,10 +46,8 @@ class Store:
         with disk_errors(path):
             _reserve(path, size)
         array = np.memmap(path, dtype, "r+", shape=shape)
-        if (
-            os.name == "posix"
-        ):  # the disk is free again when the array is, whatever ends the process
-            path.unlink()
+        if os.name == "posix":
+            path.unlink()  # nothing is left, whatever ends the process: the array keeps the pages
         self._on_disk.add(id(array))
         return array
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.accuracy_rows import DEFAULT, Hits, Row, hits, interval
+from tools.accuracy_rows import DEFAULT, Hits, Row, differences, hits, interval
 from tools.accuracy_verdict import verdict
 
 STAGES = {
@@ -132,7 +132,7 @@ def _behind(rows: list[Row], default: list[Row], stage: str) -> str:
     """The difference to the default's model, seed by seed, of those judged on the same images."""
     there = {(r["seed"], r[stage]["n"]): _hits(r[stage]) for r in default if stage in r}
     here = {(r["seed"], r[stage]["n"]): _hits(r[stage]) for r in rows if stage in r}
-    gains = [here[key] - there[key] for key in sorted(here.keys() & there.keys())]
+    gains = differences(here, there)
     return "-" if rows is default or not gains else _points(gains)
 
 

@@ -48,9 +48,9 @@ def estimators(rows: list[Row], stage: str) -> Iterator[tuple[float, dict[str, B
             yield budget, {name: seeds for name, seeds in alike.items() if seeds}
 
 
-def differences(one: BySeed, two: BySeed) -> list[Hits]:
-    """One minus the other, image by image, [n], for each seed that both have."""
-    return [one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())]
+def differences(one: dict[Any, Hits], two: dict[Any, Hits]) -> list[Hits]:
+    """One minus the other, image by image, [n], for each key (as a seed) that both have."""
+    return [one[key] - two[key] for key in sorted(one.keys() & two.keys())]
 
 
 def interval(gains: list[Hits]) -> Interval:
