@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,25 @@ COMPARED = ("geometric", 192)
 """Counts and images: geometric counts are those of the budget alone, whatever ranks the tokens."""
 
 Row = dict[str, Any]
+Measure = Literal["right", "agrees"]
 Hits = NDArray[np.float64]
 BySeed = dict[int, Hits]
 
 
 def hits(digits: str, n: int) -> Hits:
-    """Which of `n` test images were right, [n] of 0 and 1."""
+    """Of which of `n` test images it holds, [n] of 0 and 1."""
     return unpacked(digits, n).astype(np.float64)
 
 
-def estimators(rows: list[Row], stage: str) -> Iterator[tuple[float, dict[str, BySeed]]]:
+def estimators(
+    rows: list[Row], stage: str, measure: Measure = "right"
+) -> Iterator[tuple[float, dict[str, BySeed]]]:
     """Per budget, ascending, the hits of each estimator by seed, if the default is among them.
 
     Seeds that were judged on other test images than the default's first are left out.
+
+    Args:
+        measure: hits are images "right" by their labels, or those where it "agrees" with dense.
     """
     for budget in sorted({row["mac_reduction"] for row in rows}):
         found: dict[str, BySeed] = {}
@@ -37,12 +43,12 @@ def estimators(rows: list[Row], stage: str) -> Iterator[tuple[float, dict[str, B
             key = (row["mac_reduction"], row["shape"], row["images"])
             known = row["impact"] in (DEFAULT, *CONTROLS) and stage in row
             if known and key == (budget, *COMPARED):
-                right = hits(row[stage]["right"], row[stage]["n"])
-                found.setdefault(row["impact"], {})[row["seed"]] = right
+                judged = hits(row[stage][measure], row[stage]["n"])
+                found.setdefault(row["impact"], {})[row["seed"]] = judged
         if DEFAULT in found:
             n = len(next(iter(found[DEFAULT].values())))
             alike = {
-                name: {seed: right for seed, right in seeds.items() if len(right) == n}
+                name: {seed: judged for seed, judged in seeds.items() if len(judged) == n}
                 for name, seeds in found.items()
             }
             yield budget, {name: seeds for name, seeds in alike.items() if seeds}

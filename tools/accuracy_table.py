@@ -142,14 +142,15 @@ class Bench:
         return np.concatenate(found)
 
     def judge(self, slim: Any, name: str) -> dict[str, Any]:
-        """Which of the `n` test images it gets right, top-1, and agreement with dense."""
+        """Which of the `n` test images it gets right and of which it says what dense says."""
         found = self.predictions(slim.eval(), f"{name}-{len(self.test)}-{self.amp}")
-        right = found == self.labels
+        right, agrees = found == self.labels, found == self.dense
         return {
             "n": len(right),
             "top1": float(right.mean()),
-            "agreement": float((found == self.dense).mean()),
+            "agreement": float(agrees.mean()),
             "right": packed(right),
+            "agrees": packed(agrees),
         }
 
 

@@ -22,8 +22,8 @@ DENSE = np.arange(100) < 90
 def judged(wrong: int) -> dict[str, Any]:
     """Wrong where the dense model is, and on the first so many images."""
     right = DENSE & (np.arange(100) >= wrong)
-    top1 = float(right.mean())
-    return {"n": 100, "top1": top1, "agreement": 0.95, "right": packed(right)}
+    about = {"n": 100, "top1": float(right.mean()), "agreement": 0.95, "right": packed(right)}
+    return {**about, "agrees": packed(np.arange(100) >= wrong // 2)}
 
 
 def row(impact: str, seed: int, wrong: int, **more: Any) -> dict[str, Any]:
@@ -102,6 +102,9 @@ def test_the_default_is_set_against_the_others_by_budget_and_stage() -> None:
         ]  # fmt: skip
         assert counted.startswith("refit: 2 compared, 1 in favour of `cover` (1 by an interval")
         assert ", 0 against it (0 so)." in counted
+        agreement = counted.partition("### By agreement")[2]
+        (line,) = [line for line in agreement.splitlines() if line.startswith("| small")]
+        assert cells(line)[3:8] == ["+0.00", "-", "-", "**-14.50**", "-"]
     assert len(verdict({"small": {**record, "rows": rows + others[2:]}})) == len(
         verdict({"small": record})
     ), "judged on other images"
