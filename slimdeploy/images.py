@@ -116,6 +116,11 @@ class ImageFolder:
         """At most `n` images, evenly apart, so that every class is looked at."""
         return self._only(spread(len(self), n))
 
+    def without(self, other: ImageFolder) -> Self:
+        """The images that `other` does not have."""
+        there = {*other.files}
+        return self._only([i for i, file in enumerate(self.files) if file not in there])
+
     def _only(self, chosen: Sequence[int]) -> Self:
         return replace(
             self,

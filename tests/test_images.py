@@ -61,6 +61,9 @@ def test_a_sample_is_seeded_nested_and_keeps_shares(root: Path) -> None:
     assert Counter(folder.sample(8, seed=0).labels) == {0: 1, 1: 2, 2: 5}
     assert folder.sample(100, seed=0) == folder
     assert len(folder.sample(6, seed=1, stratified=False)) == 6
+    rest = large.without(small)
+    assert len(rest) == len(rest.labels) == 4
+    assert {*rest.files} == {*large.files} - {*small.files}
 
 
 def test_a_sample_does_not_depend_on_where_the_folder_lies(root: Path, tmp_path: Path) -> None:

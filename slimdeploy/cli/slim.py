@@ -86,8 +86,8 @@ def slim(
         dynamic: experimental: no positions, each image chooses its own patches by this score, in
             fixed numbers: predictor (a linear map of the token, fitted to the attention that the
             head's tokens pay it later), key-norm, token-norm.
-        images: calibration images to draw, all of which the refit uses (with --onnx one in eight
-            is held out instead, and measures the result).
+        images: calibration images to draw, all of which the refit uses (with --onnx one more is
+            drawn for eight of them, which measures the result).
         search_images: how many of them the search looks at.
         step: with a tolerance, tokens added per candidate (the paper's r'; default 10).
         ridge: strength of the refit's ridge, in mean diagonals of its normal matrix.
@@ -212,7 +212,7 @@ def search_schedule(
     import torch
 
     from slimdeploy.slim.pipeline import slim_model, steps
-    from slimdeploy.slim.search import SearchState, settings_of
+    from slimdeploy.slim.search_state import SearchState, settings_of
     from slimdeploy.slim.timm_models import describe, load_model
     from slimdeploy.store import open_store
 

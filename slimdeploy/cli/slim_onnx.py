@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdeploy.cli.common import check_weights_safe, load_arrays, separated, show
+from slimdeploy.cli.common import (
+    check_weights_safe,
+    load_arrays,
+    open_images,
+    separated,
+    show,
+)
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
-from slimdeploy.cli.slim import draw_images
 from slimdeploy.cli.slim_flags import FileFlags
 from slimdeploy.cli.slim_record import result_of, schedule_of, sentences, write_files
 from slimdeploy.console import note, progress_bar
@@ -28,9 +33,9 @@ if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, Progress
     from slimdeploy.images import ImageFolder
     from slimdeploy.schedule import KeepSchedule
-    from slimdeploy.store import Array, Store
 
-_HELD_OUT = 8
+_PER_HELD_OUT = 8
+"""Images that are fitted to for one that measures the result."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +132,12 @@ def write_slim_file(
     require_droppable(dense)
     check_pooling(dense, flags)
     preprocessing = flags.preprocessing(dense)
-    sample = draw_images(flags.data_dir, flags.split, flags.images, flags.seed)
+    fitted, held_out = _drawn(flags)
     with requires("cpu"):
         import onnxruntime  # noqa: F401
     with _told(dense, request) as tell:
-        made = _slimmed(dense, preprocessing, sample, request, tell)
-    schedule = schedule_of(dense, request, made, preprocessing, sample, schedule_path)
+        made = _slimmed(dense, preprocessing, fitted, held_out, request, tell)
+    schedule = schedule_of(dense, request, made, preprocessing, fitted, schedule_path)
     write_files(made, schedule, preprocessing, path, output, schedule_path, output_dense)
     return made, schedule, schedule_path
 
@@ -149,40 +154,43 @@ def _check_targets(path: Path, output: Path, schedule: Path, output_dense: Path 
         check_weights_safe(target, path)
 
 
+def _drawn(flags: OnnxSlim) -> tuple[ImageFolder, ImageFolder]:
+    """The images to fit to, those that `--model` would take, and others to measure the result."""
+    folder = open_images(flags.data_dir, flags.split, "train", labelled=False)
+    whole = folder.sample(flags.images + flags.images // _PER_HELD_OUT, flags.seed)
+    fitted = folder.sample(len(whole) - len(whole) // (_PER_HELD_OUT + 1), flags.seed)
+    held_out = whole.without(fitted)
+    if len(fitted) < flags.images:
+        note(
+            f"{folder.root}: only {len(folder)} images there, {flags.images} were asked for: "
+            f"fitted to {len(fitted)}"
+        )
+    if not held_out.files:
+        note(f"fewer than {_PER_HELD_OUT} images: none is held out to measure the result")
+    return fitted, held_out
+
+
 def _slimmed(
     dense: DenseFile,
     preprocessing: Preprocessing,
-    sample: ImageFolder,
+    fitted: ImageFolder,
+    held_out: ImageFolder,
     request: ForwardRequest,
     tell: Progress,
 ) -> ForwardSlim:
-    """Fit to the images, but for one in eight, which measures the result."""
     from slimdeploy.forward.slimming import slim_forward
     from slimdeploy.store import open_store
 
-    out = set(range(_HELD_OUT - 1, len(sample), _HELD_OUT))
-    if not out:
-        note(f"fewer than {_HELD_OUT} images: none is held out to measure the result")
     with open_store() as store:
-        fitted = _arrays(sample, set(range(len(sample))) - out, preprocessing, store)
         return slim_forward(
             dense.model,
             dense.geometry,
-            fitted,
+            load_arrays(fitted, preprocessing, store),
             request,
-            held_out=_arrays(sample, out, preprocessing, store) if out else None,
+            held_out=load_arrays(held_out, preprocessing, store) if held_out.files else None,
             source=str(dense.path),
             progress=tell,
         )
-
-
-def _arrays(
-    folder: ImageFolder, numbers: set[int], preprocessing: Preprocessing, store: Store
-) -> Array:
-    """The images of these numbers, preprocessed, [n, C, H, W]."""
-    files = tuple(folder.files[i] for i in sorted(numbers))
-    part = replace(folder, files=files, labels=(0,) * len(files))
-    return load_arrays(part, preprocessing, store)
 
 
 def check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slimdeploy.counts import ShapeChoice
-from slimdeploy.errors import InputError
+from slimdeploy.errors import InputError, one_line
 from slimdeploy.files import check_writable, read_bytes, write_text
 from slimdeploy.slim.choices import Reconstruct
 
@@ -139,9 +139,10 @@ def open_folder(output: Path, settings: dict[str, Any]) -> None:
 
 def _check_same(mark: Path, settings: dict[str, Any]) -> None:
     try:
-        before = json.loads(read_bytes(mark))
-    except ValueError as error:
-        raise InputError(f"{mark}: not valid JSON ({error}); remove the folder") from error
+        before = dict(json.loads(read_bytes(mark)))
+    except (ValueError, TypeError) as error:
+        reason = one_line(error, 80)
+        raise InputError(f"{mark}: not a sweep's settings ({reason}); remove the folder") from error
     wanted = json.loads(json.dumps(settings))
     for name in {**wanted, **before}:
         if before.get(name) != wanted.get(name):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from slimdeploy.cli.sweep_plan import Point, Timing
 from slimdeploy.cli.sweep_sources import Made, Source
 from slimdeploy.console import note
 from slimdeploy.engine.protocol import EngineInfo
-from slimdeploy.errors import InputError
+from slimdeploy.errors import InputError, one_line
 from slimdeploy.files import read_bytes, sha256_file, write_text
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, schedule_macs
@@ -102,13 +104,14 @@ def _dense(sweep: Sweep) -> tuple[Path, Accuracy]:
     """The dense file and its accuracy, measured once."""
     mark, saved = sweep.folder / "dense.json", sweep.folder / "dense.npz"
     before = _read(mark) if mark.is_file() and saved.is_file() else {}
-    file = Path(before.get("file", ""))
+    file = Path(str(before.get("file", "")))
     fresh = before.get("settings") == sweep.settings and file.is_file()
     if fresh and sha256_file(file) == before.get("sha256"):
-        with np.load(saved) as held:
+        with _named_if_damaged(saved), np.load(saved) as held:
             logits: NDArray[np.float32] = held["logits"]
-        engine, how = EngineInfo(**before["engine"]), _of_dense(file, sweep)
-        return file, count(engine, sweep.test, how, logits)
+        with _named_if_damaged(mark):
+            engine = EngineInfo(**before["engine"])
+        return file, count(engine, sweep.test, _of_dense(file, sweep), logits)
     file = sweep.source.dense(sweep.folder)
     found = measure(file, sweep.test, _of_dense(file, sweep), _BATCH, None)
     write_predictions(saved, found)
@@ -209,33 +212,39 @@ def _timed(
         fresh = {"settings": asked, "load": load, "latency": compared.to_json()}
         record = json.loads(json.dumps(fresh))
         write_text(path, json.dumps(record, indent=2) + "\n")
-    found = record["latency"]
-    rows = tuple(
-        SweepLatency(
-            batch_size=row["batch_size"],
-            rounds=row["rounds"],
-            load=record.get("load"),
-            speedup=row["speedup"],
-            speedup_interval=row["speedup_interval"],
-            dense_median_ms=row["dense"]["median_ms"],
-            slim_median_ms=row["slim"]["median_ms"],
-        )
-        for row in found["rows"]
+    with _named_if_damaged(path):
+        found = record["latency"]
+        return tuple(_latency(row, record.get("load")) for row in found["rows"]), found["protocol"]
+
+
+def _latency(row: dict[str, Any], load: float | None) -> SweepLatency:
+    return SweepLatency(
+        batch_size=row["batch_size"],
+        rounds=row["rounds"],
+        load=load,
+        speedup=row["speedup"],
+        speedup_interval=row["speedup_interval"],
+        dense_median_ms=row["dense"]["median_ms"],
+        slim_median_ms=row["slim"]["median_ms"],
     )
-    return rows, found["protocol"]
 
 
 def _right(path: Path) -> NDArray[np.bool_]:
-    with np.load(path) as held:
+    with _named_if_damaged(path), np.load(path) as held:
         right: NDArray[np.bool_] = held["logits"].argmax(axis=1) == held["labels"]
     return right
 
 
 def _read(path: Path) -> dict[str, Any]:
+    with _named_if_damaged(path):
+        return dict(json.loads(read_bytes(path)))
+
+
+@contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
+    """Raise an InputError that names the file where it does not hold what a sweep wrote."""
     try:
-        found = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); remove it") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: not a record of a sweep; remove it")
-    return found
+        yield
+    except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
+        reason = one_line(error, 80)
+        raise InputError(f"{path}: not what a sweep wrote ({reason}); remove it") from error

@@ -18,7 +18,8 @@ from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
 from slimdeploy.slim.impact import Impact, make_impact
 from slimdeploy.slim.reconstruct import GradientOptions
 from slimdeploy.slim.refit import RefitOptions, refit_model
-from slimdeploy.slim.search import SearchOptions, SearchState, search
+from slimdeploy.slim.search import SearchOptions, search
+from slimdeploy.slim.search_state import SearchState
 from slimdeploy.slim.shapes import Trial
 from slimdeploy.slim.types import Vit
 

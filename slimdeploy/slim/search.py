@@ -10,18 +10,13 @@ weights. Beside the paper's tolerance, counts per layer may be given, from a bud
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slimdeploy.errors import InputError
-from slimdeploy.files import atomic_path, write_text
 from slimdeploy.schedule import Layer
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import Reconstruct
@@ -29,8 +24,7 @@ from slimdeploy.slim.impact import Impact
 from slimdeploy.slim.model import select
 from slimdeploy.slim.reconstruct import GradientOptions, LayerProblem, reconstruct_by_gradient
 from slimdeploy.slim.refit import RefitOptions, refit_block, token_weights
-
-_MARK = "settings.json"
+from slimdeploy.slim.search_state import SearchState
 
 
 @dataclass(frozen=True)
@@ -61,66 +55,6 @@ class SearchOptions:
             raise InputError(f"--step {self.step}: must be at least 1")
 
 
-class SearchState:
-    """The search's folder of finished layers, from which a killed run goes on.
-
-    `settings.json` says what the run was; a folder of another run is not used. Each layer is one
-    atomically written file, with the block's weights beside it when reconstruction changed them.
-    """
-
-    def __init__(self, folder: Path | None, settings: dict[str, object]) -> None:
-        self.folder = folder
-        if folder is None:
-            return
-        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-        mark = folder / _MARK
-        if folder.is_dir() and not (mark.is_file() and mark.read_text() == text):
-            self.clear()
-        write_text(mark, text)
-
-    def load(self, layer: int, state: Calibration) -> Layer | None:
-        """The finished layer, with its block's weights put into `state.slim`; None if not done."""
-        if self.folder is None or not (path := self._path(layer, "json")).is_file():
-            return None
-        for weights in self.folder.glob(f"layer-{layer:03d}.block-*.safetensors"):
-            block = int(weights.name.split(".")[1].removeprefix("block-"))
-            state.slim.blocks[block].load_state_dict(load_file(weights))
-        return Layer.model_validate_json(path.read_bytes())
-
-    def save(self, layer: int, found: Layer, state: Calibration, changed: int | None) -> None:
-        """Record a finished layer; the weights first, so that a record implies them."""
-        if self.folder is None:
-            return
-        if changed is not None:
-            with atomic_path(self._path(layer, f"block-{changed}.safetensors")) as path:
-                save_file(state.slim.blocks[changed].state_dict(), path)
-        write_text(self._path(layer, "json"), found.model_dump_json())
-
-    def remember(self, name: str, value: object) -> None:
-        """Keep a small result of this run by name."""
-        if self.folder is not None:
-            write_text(self.folder / f"{name}.json", json.dumps(value))
-
-    def recall(self, name: str) -> Any:
-        """What was remembered by that name; None if nothing was."""
-        if self.folder is None or not (path := self.folder / f"{name}.json").is_file():
-            return None
-        return json.loads(path.read_text())
-
-    def clear(self) -> None:
-        """Remove the folder: the search is done, or was another."""
-        if self.folder is not None and self.folder.is_dir():
-            # The mark goes first: layers without one are never used, so a kill in here does not
-            # leave some of them to a run that would not fit them.
-            for path in sorted(self.folder.iterdir(), key=lambda p: p.name != _MARK):
-                path.unlink()
-            self.folder.rmdir()
-
-    def _path(self, layer: int, suffix: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"layer-{layer:03d}.{suffix}"
-
-
 def search(
     state: Calibration,
     impact: Impact,
@@ -143,11 +77,12 @@ def search(
     last = Layer(keep=tuple(state.geometry.head_reads))
     state.keep[state.depth], found = list(last.keep), [last]
     for layer in range(state.depth - 1, 0, -1):
-        done = saved.load(layer, state) if saved else None
+        changed = recovering(layer, options.reconstruct)
+        done = saved.load(layer, state, changed) if saved else None
         if done is None:
             done = _slim_layer(state, impact, options, layer)
             if saved:
-                saved.save(layer, done, state, recovering(layer, options.reconstruct))
+                saved.save(layer, done, state, changed)
         state.keep[layer] = list(done.keep)
         found.append(done)
         if progress:
@@ -231,8 +166,3 @@ def recover(problem: LayerProblem, keep: list[int], options: SearchOptions) -> N
 def recovering(layer: int, reconstruct: Reconstruct) -> int | None:
     """Index of the block that changes while `layer` (from 1) is slimmed, if one does."""
     return {"gradient": layer - 1, "refit": layer, "none": None}[reconstruct]
-
-
-def settings_of(options: Any, **more: object) -> dict[str, object]:
-    """Everything that decides a search's result, for `SearchState`; `options` is a dataclass."""
-    return {**json.loads(json.dumps(asdict(options))), **more}

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from slimdeploy.cli import main
+from slimdeploy.images import ImageFolder
 from slimdeploy.manifest import read_manifest, verify_manifest
 from slimdeploy.schedule import KeepSchedule
 from tests.graph.exports import export, run
@@ -71,17 +72,29 @@ def test_what_is_written(
     assert made["mac_reduction"] >= 0.3
     assert (schedule.model.source, schedule.model.name) == ("onnx", "dense.onnx")
     told = schedule.provenance
-    assert (told.impact, told.reconstruct, told.seed, told.images) == ("attention", "refit", 4, 24)
+    assert (told.impact, told.reconstruct, told.seed, told.images) == ("attention", "refit", 4, 22)
     assert told.data is not None
     assert schedule.checkpoint is not None
     assert schedule.checkpoint.path == "dense.onnx"
     assert schedule.preprocessing == manifest.preprocessing is not None
     assert set(manifest.made_from) == {"dense", "schedule"}
     held = made["held_out"]
-    assert held["before"]["images"] == held["after"]["images"] == 3
+    assert held["before"]["images"] == held["after"]["images"] == 2
     assert held["after"]["head_input"] != held["before"]["head_input"]
     assert made["parity"]["relative"] < 2e-5
     assert made["parity_before_refit"]["relative"] < 2e-5
+
+
+def test_it_is_fitted_to_the_images_that_are_asked_for_and_measured_on_others(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, train = dense.with_name("small.onnx"), ImageFolder.open(photographs, "train")
+    for asked, fitted, held in ((17, 17, 2), (7, 7, None), (24, 22, 2)):
+        options = ["--output", out, "--images", asked, "--seed", 3]
+        made = slim(capsys, dense, photographs, *options)
+        told = KeepSchedule.read(out.with_suffix(".json")).provenance
+        assert (told.images, told.data) == (fitted, train.sample(fitted, 3).digest())
+        assert (made["held_out"]["after"] or {}).get("images") == held
 
 
 def test_without_refit_it_is_what_export_makes_of_the_schedule(

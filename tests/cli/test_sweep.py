@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -164,8 +165,33 @@ def test_a_folder_of_other_settings_is_refused(
     assert f"{record}: point.top1: Input should be less" in fails(
         capsys, *words(dense, photographs, *budgets)
     )
-    record.write_text("{")
-    assert f"{record}: not valid JSON" in fails(capsys, *words(dense, photographs, *budgets))
+
+
+def test_damaged_records_are_named(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--mac-reduction", "0.2", "--impact", "grid", "--batch-size", "1"]
+    swept(capsys, dense, photographs, *asked)
+    out = dense.with_name("out")
+    point, latency = (out / "points/grid-0.2-seed0" / f"{n}.json" for n in ("point", "latency"))
+    timed = json.loads(latency.read_text())
+    mark = out / "dense.json"
+    for path, damaged in [
+        (point, "{"),
+        (point, "7"),
+        (latency, json.dumps({**timed, "latency": {}})),
+        (latency, json.dumps({**timed, "latency": {**timed["latency"], "rows": [1]}})),
+        (mark, json.dumps({**json.loads(mark.read_text()), "engine": {}})),
+        (out / "dense.npz", "PK"),
+        (point.with_name("predictions.npz"), ""),
+        (out / "settings.json", "[1]"),
+    ]:
+        before = path.read_bytes()
+        path.write_text(damaged)
+        line = fails(capsys, *words(dense, photographs, *asked))
+        assert re.search(rf"{path}: not .*; remove (it|the folder)$", line.rstrip()), line
+        path.write_bytes(before)
+    swept(capsys, dense, photographs, *asked)
 
 
 BAD = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from slimdeploy.errors import InputError
 from slimdeploy.schedule import Layer, token_problem
@@ -15,7 +16,8 @@ from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.reconstruct import LayerProblem
 from slimdeploy.slim.refit import RefitOptions
-from slimdeploy.slim.search import SearchOptions, SearchState, recover, search, settings_of, top_up
+from slimdeploy.slim.search import SearchOptions, recover, search, top_up
+from slimdeploy.slim.search_state import SearchState, settings_of
 from slimdeploy.slim.timm_models import describe
 
 
@@ -134,6 +136,40 @@ class _Counting:
     def scores(self, state: Calibration, layer: int) -> torch.Tensor:
         self.seen.append(layer)
         return self.inner.scores(state, layer)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def _other_block(path: Path) -> None:
+    save_file({"norm1.weight": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("damage", [_cut, Path.unlink, _other_block])
+@pytest.mark.parametrize("name", ["layer-002.json", "layer-002.block-2.safetensors"])
+def test_a_layer_whose_files_are_damaged_is_slimmed_again(
+    make_vit: Callable[..., Any],
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = SearchOptions(counts=[12, 9, 7, 1], reconstruct="refit")
+    saved = SearchState(tmp_path / "w", settings_of(options))
+    first = calibration(make_vit)
+    whole = search(first, make_impact("path"), options, saved)
+    damage(tmp_path / "w" / name)
+    seen: list[int] = []
+    again = calibration(make_vit)
+    assert search(again, _Counting(seen), options, saved) == whole
+    assert seen == [2]
+    said = capsys.readouterr().err
+    assert (
+        name == "layer-002.json" and damage is Path.unlink
+    ) or "layer 2 is slimmed again" in said
+    for one, other in zip(first.slim.parameters(), again.slim.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_another_runs_folder_is_not_used(make_vit: Callable[..., Any], tmp_path: Path) -> None:

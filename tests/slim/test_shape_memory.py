@@ -10,7 +10,7 @@ import torch
 
 from slimdeploy.counts import TRIED
 from slimdeploy.slim.pipeline import SlimRequest, slim_model, steps
-from slimdeploy.slim.search import SearchState
+from slimdeploy.slim.search_state import SearchState
 from slimdeploy.slim.timm_models import describe
 
 
