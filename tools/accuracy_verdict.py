@@ -6,15 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tools.accuracy_rows import (
-    CONTROLS,
-    DEFAULT,
-    Hits,
-    Measure,
-    differences,
-    estimators,
-    interval,
-)
+from tools.accuracy_rows import CONTROLS, DEFAULT, Hits, Measure, differences, estimators, interval
 
 STAGES = {"dense_weights": "dense weights", "refit": "refit", "finetuned": "fine-tuned"}
 
@@ -56,10 +48,8 @@ class Against(NamedTuple):
 
 def verdict(records: dict[str, dict[str, Any]]) -> list[str]:
     """The lines of both tables, each with a count by stage of who is ahead."""
-    return [
-        *(*TEXT.splitlines()[1:], "", *_table(records, "right")),
-        *(*AGREEMENT.splitlines()[1:], "", *_table(records, "agrees")),
-    ]
+    by_label, by_dense = _table(records, "right"), _table(records, "agrees")
+    return [*TEXT.splitlines()[1:], "", *by_label, *AGREEMENT.splitlines()[1:], "", *by_dense]
 
 
 def _table(records: dict[str, dict[str, Any]], measure: Measure) -> list[str]:

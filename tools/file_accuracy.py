@@ -25,6 +25,7 @@ from slimdeploy.files import write_text
 from slimdeploy.graph.storage import save_model
 from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.stats import mean_interval
+from slimdeploy.schedule import KeepSchedule
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
 from tools.accuracy_table import STUDIES, Bench
 from tools.forward_table import measured
@@ -86,6 +87,13 @@ def classes(bench: Bench, path: Path) -> Classes:
     return np.concatenate(found)
 
 
+def same_tokens(path: Path, reference: Path) -> float:
+    """The share of the kept ids, all layers together, that two schedules have in common."""
+    ours, theirs = (KeepSchedule.read(p).layers for p in (path, reference))
+    pairs = [({*a.keep}, {*b.keep}) for a, b in zip(ours, theirs, strict=True)]
+    return sum(len(a & b) for a, b in pairs) / sum(len(a | b) for a, b in pairs)
+
+
 def difference(ours: Classes, theirs: Classes, labels: Classes) -> list[float]:
     """Of top-1, ours less theirs in points, with its 95 % interval (paired bootstrap)."""
     gain = (ours == labels).astype(np.float64) - (theirs == labels)
@@ -104,8 +112,9 @@ def table(
     """Measure rows and add them to the page."""
     bench = Bench(STUDY, STUDIES[STUDY], test_images, "bfloat16")
     for reduction in mac_reduction:
-        name = f"cover-geometric-{round(100 * reduction)}-0-{images}-refit-{test_images}-bfloat16"
-        torch_side = np.load(Path("build/accuracy") / STUDY / f"{name}.npy")
+        side = Path("build/accuracy") / STUDY
+        name = f"cover-geometric-{round(100 * reduction)}-0-{images}"
+        torch_side = np.load(side / f"{name}-refit-{test_images}-bfloat16.npy")
         for exporter in by:
             path, spent = slimmed(bench, exporter, reduction, images)
             found = classes(bench, path)
@@ -118,6 +127,7 @@ def table(
                     "to_dense": difference(found, bench.dense, bench.labels),
                     "to_torch": difference(found, torch_side, bench.labels),
                     "same_class_as_torch": float((found == torch_side).mean()),
+                    "same_tokens": same_tokens(path.with_suffix(".json"), side / f"{name}.json"),
                     **spent,
                 }
             )
@@ -142,18 +152,19 @@ def page(rows: list[dict[str, Any]]) -> str:
         "ViT-S/14 at 196 x 196, as timm's modules and as Hugging Face's export it; `cover`, "
         "geometric counts, 192 unlabelled images, search and refit. Differences of top-1 in points "
         "with 95 % intervals (paired bootstrap): to the dense model, and to what `slim --model` "
-        "made from the same images. Time of the whole command; above the number of cores in the "
-        "load, others took part of them. Made by `python -m tools.file_accuracy`.",
+        "made from the same images; same tokens: kept by both, of those kept by either. Time of "
+        "the whole command; above the number of cores in the load, others took part of them. Made "
+        "by `python -m tools.file_accuracy`.",
         "",
         "| fewer MACs | exported by | test images | top-1 | to dense | to `slim --model` | same "
-        "class | seconds | CPU seconds | peak MB | cores | load |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "class | same tokens | seconds | CPU seconds | peak MB | cores | load |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
             f"{row['mac_reduction']:.0%}", row["by"], row["images"], f"{row['top1']:.2%}",
             *("{:+.2f} ({:+.2f} to {:+.2f})".format(*row[k]) for k in ("to_dense", "to_torch")),
-            f"{row['same_class_as_torch']:.2%}",
+            f"{row['same_class_as_torch']:.2%}", f"{row['same_tokens']:.2%}",
             *(row[k] for k in ("seconds", "cpu_seconds", "peak_mb", "cores", "load")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")

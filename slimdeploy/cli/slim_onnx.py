@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdeploy.cli.common import (
-    check_weights_safe,
-    load_arrays,
-    open_images,
-    separated,
-    show,
-)
+from slimdeploy.cli.common import check_weights_safe, load_arrays, open_images, separated, show
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim_flags import FileFlags
 from slimdeploy.cli.slim_record import result_of, schedule_of, sentences, write_files

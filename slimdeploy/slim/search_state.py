@@ -52,7 +52,8 @@ class SearchState:
                 weights = load_file(self._path(layer, f"block-{changed}.safetensors"))
                 state.slim.blocks[changed].load_state_dict(weights)
         except _UNREADABLE as error:
-            note(f"{path}: unreadable ({one_line(error, 80)}); layer {layer} is slimmed again")
+            reason = one_line(error, 80)
+            note(f"{self.folder}: layer {layer} is unreadable ({reason}); it is slimmed again")
             return None
         return found
 
