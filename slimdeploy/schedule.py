@@ -50,7 +50,10 @@ class _Strict(BaseModel):
 
 
 class WeightsFile(_Strict):
-    """A file of weights, found relative to the schedule that names it."""
+    """A file of weights, found relative to the schedule that names it.
+
+    The hash of an ONNX file covers the weights that lie beside it.
+    """
 
     path: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -14,9 +14,10 @@ from rich.console import Console, Group, RenderableType
 
 from slimdeploy.console import arguments, give
 from slimdeploy.errors import InputError
-from slimdeploy.files import check_writable, sha256_file, staged
+from slimdeploy.files import check_writable, staged
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, schedule_macs
+from slimdeploy.measure.onnx_file import external_files, model_digest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.report.tables import schedule_table
 from slimdeploy.schedule import KeepSchedule, WeightsFile
@@ -63,7 +64,7 @@ def weights_file(path: Path, schedule_path: Path, lies_at: Path | None = None) -
     `lies_at` is where the weights are as yet, if not at `path`.
     """
     relative = os.path.relpath(path.resolve(), schedule_path.resolve().parent)
-    return WeightsFile(path=Path(relative).as_posix(), sha256=sha256_file(lies_at or path))
+    return WeightsFile(path=Path(relative).as_posix(), sha256=model_digest(lies_at or path))
 
 
 def write_schedule(
@@ -113,7 +114,7 @@ def find_weights(
             f"{schedule_path}: names the weights {reference.path}, which are not there; "
             f"give them with {flag}"
         )
-    if sha256_file(path) != reference.sha256:
+    if model_digest(path) != reference.sha256:
         raise InputError(
             f"{path}: is not the file that {schedule_path} was made with (SHA-256 differs); "
             f"give the weights to use with {flag}"
@@ -172,7 +173,6 @@ def check_weights_safe(target: Path, model: Path | None) -> None:
     if model is None or not target.is_file():
         return
     from slimdeploy.graph.storage import parse_model
-    from slimdeploy.measure.onnx_file import external_files
 
     check_writable(target, *(model.parent / name for name in external_files(parse_model(model))))
 

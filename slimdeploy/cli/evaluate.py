@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import check_weights_safe, open_images, show
+from slimdeploy.cli.numbers import Count, OptionalCount
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.onnxruntime import Provider
 from slimdeploy.errors import GateError, InputError
@@ -24,9 +25,9 @@ def evaluate(
     data_dir: Path,
     split: str | None = None,
     dense: Path | None = None,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     max_top1_drop: float | None = None,
-    threads: int | None = None,
+    threads: OptionalCount = None,
     predictions: Path | None = None,
     provider: Provider = "cpu",
     json: bool = False,

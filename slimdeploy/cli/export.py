@@ -6,6 +6,7 @@ from pathlib import Path
 
 from slimdeploy.cli.common import check_weights_safe, separated, show
 from slimdeploy.cli.export_stage import Stage
+from slimdeploy.cli.numbers import OptionalCount
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable
 from slimdeploy.graph.options import GraphOptions, InputLayout, Select
@@ -36,7 +37,7 @@ def export(
     data_dir: Path | None = None,
     split: str | None = None,
     tolerance: float | None = None,
-    img_size: int | None = None,
+    img_size: OptionalCount = None,
     output: Path = Path("slim.onnx"),
     json: bool = False,
 ) -> None:

@@ -14,6 +14,7 @@ from slimdeploy.cli.common import (
     summary_table,
     weights_file,
 )
+from slimdeploy.cli.numbers import OptionalCount, Seed
 from slimdeploy.cli.preprocessing import given_preprocessing
 from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.errors import InputError, requires
@@ -32,11 +33,11 @@ def plan(
     shape: Shape = "geometric",
     positions: Positions = "grid",
     multiple_of: int = 1,
-    seed: int = 0,
+    seed: Seed = 0,
     pool_kept: bool = False,
     outputs: tuple[str, ...] = (),
-    num_classes: int | None = None,
-    img_size: int | None = None,
+    num_classes: OptionalCount = None,
+    img_size: OptionalCount = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     interpolation: Interpolation | None = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import show
+from slimdeploy.cli.numbers import Count, Seed
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.onnxruntime import Provider
 from slimdeploy.errors import GateError, InputError
@@ -20,11 +21,11 @@ def profile(
     dense: Path,
     slim: Path,
     batch_size: str = "1,8",
-    threads: int = 1,
-    rounds: int = 50,
+    threads: Count = 1,
+    rounds: Count = 50,
     min_seconds: float = 0.0,
     warmup: int = 5,
-    seed: int = 0,
+    seed: Seed = 0,
     min_speedup: float | None = None,
     provider: Provider = "cpu",
     json: bool = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.cli.quantize_flags import Gates
 from slimdeploy.errors import InputError
@@ -21,8 +22,8 @@ def quantize(
     rest: Rest = "fp16",
     calibration: Path | None = None,
     ranges: Path | None = None,
-    images: int = 128,
-    seed: int = 0,
+    images: Count = 128,
+    seed: Seed = 0,
     split: str | None = None,
     method: Method = "minmax",
     percentile: float = 99.999,
@@ -33,7 +34,7 @@ def quantize(
     keep_float32: tuple[str, ...] = (),
     pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
     gates: Annotated[Gates, Parameter(name="*")] = Gates(),  # noqa: B008 (frozen)
-    threads: int | None = None,
+    threads: OptionalCount = None,
     output: Path = Path("quantized.onnx"),
     output_ranges: Path | None = None,
     json: bool = False,

@@ -21,6 +21,7 @@ from slimdeploy.cli.common import (
     weights_file,
     write_schedule,
 )
+from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.slim_flags import FileFlags, refuse
 from slimdeploy.console import note, progress_bar
 from slimdeploy.counts import ShapeChoice
@@ -49,12 +50,12 @@ def slim(
     impact: ImpactName | None = None,
     reconstruct: Reconstruct = "refit",
     dynamic: Scorer | None = None,
-    images: int = 192,
-    search_images: int = 64,
+    images: Count = 192,
+    search_images: Count = 64,
     step: int | None = None,
     ridge: float = 1.0,
-    seed: int = 0,
-    img_size: int | None = None,
+    seed: Seed = 0,
+    img_size: OptionalCount = None,
     output: Path | None = None,
     output_checkpoint: Path | None = None,
     file: Annotated[FileFlags, Parameter(name="*")] = FileFlags(),  # noqa: B008 (frozen)

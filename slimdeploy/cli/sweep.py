@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, open_images, show
+from slimdeploy.cli.numbers import Count, OptionalCount
 from slimdeploy.cli.slim_flags import FileFlags, refuse
 from slimdeploy.cli.sweep_plan import Calibration, Timing, listed, open_folder, points_of
 from slimdeploy.console import note
@@ -42,14 +43,14 @@ def sweep(
     shape: ShapeChoice = "geometric",
     multiple_of: int = 1,
     reconstruct: Reconstruct = "refit",
-    images: int = 192,
-    search_images: int = 64,
+    images: Count = 192,
+    search_images: Count = 64,
     ridge: float = 1.0,
-    img_size: int | None = None,
+    img_size: OptionalCount = None,
     latency: bool = True,
     batch_size: str = "1",
-    threads: int = 1,
-    rounds: int = 50,
+    threads: Count = 1,
+    rounds: Count = 50,
     max_top1_drop: float | None = None,
     drop_by: DropBy = "mean",
     output: Path = Path("sweep"),
@@ -139,11 +140,8 @@ def _source(
 
 def _timing(batch_size: str, threads: int, rounds: int) -> Timing:
     sizes = listed("--batch-size", batch_size, int, "1,8")
-    if min(sizes) < 1 or rounds < 2 or threads < 1:
-        raise InputError(
-            f"--batch-size {batch_size}, --threads {threads}, --rounds {rounds}: must be at least "
-            "1, 1 and 2"
-        )
+    if min(sizes) < 1 or rounds < 2:
+        raise InputError(f"--batch-size {batch_size}, --rounds {rounds}: must be at least 1 and 2")
     return Timing(sizes, threads, rounds)
 
 

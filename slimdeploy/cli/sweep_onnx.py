@@ -16,9 +16,9 @@ from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify_check import Check
 from slimdeploy.cli.verify_dense import prove_file, require_proven
 from slimdeploy.errors import InputError
-from slimdeploy.files import sha256_file
 from slimdeploy.forward.choices import require_forward
 from slimdeploy.graph.options import GraphOptions
+from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT
@@ -61,7 +61,7 @@ class OnnxSource:
         return {
             "source": "onnx",
             "model": self.path.name,
-            "weights": sha256_file(self.path),
+            "weights": model_digest(self.path),
             "outputs": list(separated(self.flags.outputs)),
             "pool_kept": self.flags.pool_kept,
             "select": self.flags.select,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.cli.sweep_run import Sweep, Swept
-from slimdeploy.files import sha256_file
 from slimdeploy.macs import dense_macs
 from slimdeploy.manifest import package_versions
+from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.measure.sweep import DropBy, SweepGroup, pareto
 
 _INTERVALS = {
@@ -60,7 +60,7 @@ def _dense_row(asked: Sweep, swept: Swept) -> dict[str, Any]:
     macs = dense_macs(asked.source.geometry).total
     return {
         "file": _shown(swept.dense_file),
-        "sha256": sha256_file(swept.dense_file),
+        "sha256": model_digest(swept.dense_file),
         "macs": macs,
         "gmac": macs / 1e9,
         **swept.dense.to_json(),

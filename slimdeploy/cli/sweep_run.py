@@ -28,12 +28,13 @@ from slimdeploy.cli.sweep_sources import Made, Source
 from slimdeploy.console import note
 from slimdeploy.engine.protocol import EngineInfo
 from slimdeploy.errors import InputError, one_line
-from slimdeploy.files import read_bytes, sha256_file, write_text
+from slimdeploy.files import read_bytes, write_text
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, schedule_macs
 from slimdeploy.manifest import manifest_path, read_manifest
 from slimdeploy.measure.accuracy import Accuracy, compare_accuracy, count
 from slimdeploy.measure.host import cpu_name
+from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.measure.predictions import write_predictions
 from slimdeploy.measure.sweep import SweepGroup, SweepLatency, SweepPoint, group_points
 from slimdeploy.preprocessing import Preprocessing, first_problem
@@ -106,7 +107,7 @@ def _dense(sweep: Sweep) -> tuple[Path, Accuracy]:
     before = _read(mark) if mark.is_file() and saved.is_file() else {}
     file = Path(str(before.get("file", "")))
     fresh = before.get("settings") == sweep.settings and file.is_file()
-    if fresh and sha256_file(file) == before.get("sha256"):
+    if fresh and model_digest(file) == before.get("sha256"):
         with _named_if_damaged(saved), np.load(saved) as held:
             logits: NDArray[np.float32] = held["logits"]
         with _named_if_damaged(mark):
@@ -115,7 +116,7 @@ def _dense(sweep: Sweep) -> tuple[Path, Accuracy]:
     file = sweep.source.dense(sweep.folder)
     found = measure(file, sweep.test, _of_dense(file, sweep), _BATCH, None)
     write_predictions(saved, found)
-    record = {"settings": sweep.settings, "file": str(file), "sha256": sha256_file(file)}
+    record = {"settings": sweep.settings, "file": str(file), "sha256": model_digest(file)}
     write_text(mark, json.dumps({**record, "engine": found.engine.to_json()}, indent=2) + "\n")
     return file, found
 
@@ -202,7 +203,7 @@ def _timed(
     """Paired latency of dense and slim, and its protocol; measured unless it was, here."""
     folder = sweep.folder / "points" / point.name
     slim, path = folder / "slim.onnx", folder / "latency.json"
-    files = {"dense": sha256_file(dense), "slim": sha256_file(slim)}
+    files = {"dense": model_digest(dense), "slim": model_digest(slim)}
     asked = {**timing.to_json(), "cpu": cpu_name(), "files": files}
     record = _read(path) if path.is_file() else {}
     if record.get("settings") != asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.errors import InputError
 
 
@@ -15,12 +16,12 @@ def verify(
     data_dir: Path | None = None,
     checkpoint: Path | None = None,
     split: str | None = None,
-    images: int = 64,
-    seed: int = 0,
+    images: Count = 64,
+    seed: Seed = 0,
     tolerance: float | None = None,
     per_block: bool = True,
     pool_kept: bool = False,
-    threads: int | None = None,
+    threads: OptionalCount = None,
     output: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -54,8 +55,6 @@ def verify(
         output: the record to write (default: the ONNX file's name with .verify.json).
         json: print the record as JSON.
     """
-    if images < 1:
-        raise InputError(f"--images {images}: must be at least 1")
     if tolerance is not None and not 0 < tolerance < 1:
         raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
     if dense is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from pathlib import Path
 
 import onnx
 
+from slimdeploy.files import sha256_file
 from slimdeploy.graph.external import checked_stretch, is_outside, location_of, tensors
 from slimdeploy.graph.storage import parse_model
 
@@ -57,3 +59,20 @@ def coarsest_weights(*models: onnx.ModelProto) -> str:
 def external_files(model: onnx.ModelProto) -> list[str]:
     """Names, relative to the model, of the files that hold weights outside it."""
     return sorted({location_of(tensor) for tensor in tensors(model) if is_outside(tensor)})
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256, hexadecimal, of an ONNX file and of the weights that lie beside it.
+
+    Without weights beside it, the file's own; so too of a file of another kind.
+
+    Raises:
+        InputError: if a file cannot be read, or an ONNX file is damaged.
+    """
+    parts = external_files(load_structure(path)) if path.suffix == ".onnx" else []
+    if not parts:
+        return sha256_file(path)
+    total = hashlib.sha256(sha256_file(path).encode())
+    for name in parts:
+        total.update(f"{name}\0{sha256_file(path.parent / name)}\n".encode())
+    return total.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -12,10 +11,10 @@ from pydantic import Field, ValidationError
 
 from slimdeploy import __version__
 from slimdeploy.errors import InputError
-from slimdeploy.files import read_bytes, sha256_file, write_text
+from slimdeploy.files import read_bytes, write_text
 from slimdeploy.graph.evaluate import Array
 from slimdeploy.graph.work import Work
-from slimdeploy.measure.onnx_file import external_files, load_structure
+from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.precision.calibration import Calibration
 from slimdeploy.precision.observe import Progress, observe
 from slimdeploy.precision.records import ImageSet, ModelFile, Record, TensorRange
@@ -82,21 +81,6 @@ class Ranges(Record):
     def thresholds(self) -> dict[str, float]:
         """Where to clip, by tensor."""
         return {name: found.threshold for name, found in self.tensors.items()}
-
-
-def model_digest(path: Path) -> str:
-    """A hash of an ONNX file and of the weights that lie beside it.
-
-    Raises:
-        InputError: if a file cannot be read.
-    """
-    parts = external_files(load_structure(path))
-    if not parts:
-        return sha256_file(path)
-    total = hashlib.sha256(sha256_file(path).encode())
-    for name in parts:
-        total.update(f"{name}\0{sha256_file(path.parent / name)}\n".encode())
-    return total.hexdigest()
 
 
 def histograms(

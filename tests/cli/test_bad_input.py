@@ -244,7 +244,10 @@ def test_an_unwritable_output(
         (["plan", "--model", "test_vit", "--img-size", "8"], "has no patches at (8, 8) pixels"),
         (["plan", "--model", "vit_base_r50_s16_224"], "has no plain patch embedding"),
         (["plan", "--model", "vit_base_patch16_clip_384"], "crop_mode: 'squash' is not supported"),
-        (["plan", "--model", "test_vit", "--positions", "random", "--seed", "-1"], "--seed -1"),
+        (
+            ["plan", "--model", "test_vit", "--positions", "random", "--seed", "-1"],
+            "for --seed. Must be >= 0",
+        ),
     ],
 )
 def test_usage_errors(

@@ -308,6 +308,23 @@ def test_no_output_replaces_what_is_read(dense: Path, capsys: pytest.CaptureFixt
     assert {path.name: path.read_bytes() for path in dense.parent.iterdir()} == before
 
 
+def test_weights_beside_the_file_belong_to_it(
+    dense: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = onnx.load(dense), dense.with_name("w.data")
+    onnx.save(model, dense, save_as_external_data=True, location=data.name, size_threshold=0)
+    sched, slim = dense.with_name("sched.json"), dense.with_name("slim.onnx")
+    run(capsys, "plan", "--onnx", dense, "--output", sched)
+    run(capsys, "export", "--keep-schedule", sched, "--output", slim)
+    slim.unlink()
+    content = bytearray(data.read_bytes())
+    content[0] ^= 1  # other weights under the same graph, whose file stays as it was
+    data.write_bytes(content)
+    line = fails(capsys, "export", "--keep-schedule", sched, "--output", slim)
+    assert "dense.onnx: is not the file that" in line
+    assert not slim.exists()
+
+
 def test_a_full_disk_names_the_output(
     dense: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,8 +155,11 @@ WRONG = [
     (["--mac-reduction", "0.3", *PIXELS, "--model", "test_vit"], "--model: does not go with"),
     (["--tolerance", "0.1"], "--tolerance: does not go with --onnx"),
     (["--mac-reduction", "0.3", *PIXELS, "--ridge", "0"], "--ridge 0.0: must be above 0"),
-    (["--mac-reduction", "0.3", *PIXELS, "--images", "0"], "a sample of 0 images is empty"),
-    (["--mac-reduction", "0.3", *PIXELS, "--search-images", "0"], "--search-images 0"),
+    (["--mac-reduction", "0.3", *PIXELS, "--images", "0"], "for --images. Must be >= 1"),
+    (
+        ["--mac-reduction", "0.3", *PIXELS, "--search-images", "0"],
+        "for --search-images. Must be >= 1",
+    ),
     (["--mac-reduction", "0.3", *PIXELS, "--outputs", "z"], "--outputs z: not an output"),
 ]
 

@@ -167,6 +167,21 @@ def test_a_folder_of_other_settings_is_refused(
     )
 
 
+def test_other_weights_beside_the_dense_file_are_another_model(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = dense.with_name("w.data")
+    model = onnx.load(dense)
+    onnx.save(model, dense, save_as_external_data=True, location=data.name, size_threshold=256)
+    budgets = ["--mac-reduction", "0.2", "--impact", "grid", "--no-latency"]
+    swept(capsys, dense, photographs, *budgets)
+    content = bytearray(data.read_bytes())
+    content[0] ^= 1
+    data.write_bytes(content)
+    line = fails(capsys, *words(dense, photographs, *budgets))
+    assert "settings.json: weights: this folder's sweep was made with" in line
+
+
 def test_damaged_records_are_named(
     dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,7 +221,7 @@ BAD = [
     (["--impact", "grid,grid"], "--impact grid,grid: grid is there twice"),
     (["--seeds", "0,0"], "--seeds 0,0: 0 is there twice"),
     (["--seeds", "-1"], "--seeds -1: must be at least 0"),
-    (["--batch-size", "0"], "--batch-size 0, --threads 1, --rounds 3: must be at least"),
+    (["--batch-size", "0"], "--batch-size 0, --rounds 3: must be at least 1 and 2"),
     (["--max-top1-drop", "-1"], "--max-top1-drop -1.0: must be at least 0"),
     (["--model", "test_vit"], "--model: does not go with --onnx"),
     (["--output-schedule", "a.json"], "--output-schedule: does not go with sweep"),

@@ -261,13 +261,13 @@ def test_weights_beside_the_file_are_hashed_too(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--images", "0"], "--images 0: must be at least 1"),
+        (["--images", "0"], "for --images. Must be >= 1"),
         (["--tolerance", "0"], "--tolerance 0.0: must be above 0"),
         (["--checkpoint", "w.safetensors"], "--checkpoint: does not go with --dense"),
         (["--output", "SLIM"], "is an input of this command too"),
         (["--data-dir", "absent"], "absent: no such folder"),
         (["--dense", "absent.onnx"], "absent.onnx: no such file"),
-        (["--threads", "0"], "0 threads: ask for 1 or more"),
+        (["--threads", "0"], "for --threads. Must be >= 1"),
     ],
 )
 def test_bad_arguments(

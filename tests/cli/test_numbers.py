@@ -1,0 +1,33 @@
+"""Numbers out of range are told with their flag, before a file is read or anything downloaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from slimdeploy.cli import main
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("slim --model vit_tiny_patch16_224 --data-dir absent --images 0", "--images"),
+        (
+            "slim --model vit_tiny_patch16_224 --data-dir absent --search-images 0",
+            "--search-images",
+        ),
+        ("slim --model vit_tiny_patch16_224 --data-dir absent --seed -1", "--seed"),
+        ("sweep --onnx absent --data-dir absent --output absent --threads 0", "--threads"),
+        ("plan --model vit_tiny_patch16_224 --img-size 0", "--img-size"),
+        ("verify --slim absent --images 0", "--images"),
+        ("evaluate absent --data-dir absent --batch-size 0", "--batch-size"),
+        ("profile --dense absent --slim absent --rounds 0", "--rounds"),
+        ("quantize absent --precision int8 --images -3", "--images"),
+    ],
+)
+def test_a_number_below_its_bound_names_the_flag(
+    words: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    assert caught.value.code == 2
+    assert f" for {flag}. Must be >= " in capsys.readouterr().err
