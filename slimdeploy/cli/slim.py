@@ -28,6 +28,7 @@ from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
+from slimdeploy.run_state import settings_of
 from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
 
@@ -64,10 +65,11 @@ def slim(
     """Search which patches each layer needs, last layer first, on unlabelled images.
 
     From --model, a timm model: the result is a keep schedule and refitted weights, for `export`.
-    A run that was killed goes on where it stopped when the same command is given again.
 
     From --onnx, any dense vision transformer's file: torch is not needed, forward passes choose
     the patches and refit the weights, and the result is the slim file itself, beside its schedule.
+
+    A search that was killed goes on where it stopped when the same command is given again.
 
     Args:
         model: timm model name, as deit_tiny_patch16_224.
@@ -213,7 +215,7 @@ def search_schedule(
     import torch
 
     from slimdeploy.slim.pipeline import slim_model, steps
-    from slimdeploy.slim.search_state import SearchState, settings_of
+    from slimdeploy.slim.search_state import SearchState
     from slimdeploy.slim.timm_models import describe, load_model
     from slimdeploy.store import open_store
 
@@ -227,33 +229,31 @@ def search_schedule(
         "weights": dense.sha256 if dense else None,
         "slimdeploy": __version__,
     }
-    work = output.with_name(f".{output.name}.work")
-    with progress_bar() as progress, open_store() as store:
-        arrays = load_arrays(sample, preprocessing, store)
-        saved = SearchState(work, settings_of(request, **identity))
-        bar = progress.add_task("slimming", total=steps(geometry, request))
+    work = SearchState(output.with_name(f".{output.name}.work"), settings_of(request, **identity))
+    with work as saved:
+        with progress_bar() as progress, open_store() as store:
+            arrays = load_arrays(sample, preprocessing, store)
+            bar = progress.add_task("slimming", total=steps(geometry, request))
 
-        def report(line: str) -> None:
-            progress.advance(bar)
-            note(line)
+            def report(line: str) -> None:
+                progress.advance(bar)
+                note(line)
 
-        result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
-        del arrays  # the disk may be needed for what is written now
+            result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
+            del arrays  # the disk may be needed for what is written now
 
-    def make(slim_file: WeightsFile | None) -> KeepSchedule:
-        return KeepSchedule(
-            model=geometry,
-            preprocessing=preprocessing,
-            layers=tuple(result.layers),
-            checkpoint=dense,
-            slim_checkpoint=slim_file,
-            provenance=_provenance(request, result.shape, len(sample), data),
-        )
+        def make(slim_file: WeightsFile | None) -> KeepSchedule:
+            return KeepSchedule(
+                model=geometry,
+                preprocessing=preprocessing,
+                layers=tuple(result.layers),
+                checkpoint=dense,
+                slim_checkpoint=slim_file,
+                provenance=_provenance(request, result.shape, len(sample), data),
+            )
 
-    named = {"name": model_name, "preprocessing": preprocessing}
-    schedule = write_schedule(output, weights, result.model, make, **named)
-    saved.clear()
-    return schedule
+        named = {"name": model_name, "preprocessing": preprocessing}
+        return write_schedule(output, weights, result.model, make, **named)
 
 
 def _provenance(request: SlimRequest, shape: str | None, images: int, data: str) -> Provenance:

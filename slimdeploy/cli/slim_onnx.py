@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slimdeploy import __version__
 from slimdeploy.cli.common import check_weights_safe, load_arrays, open_images, separated, show
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim_flags import FileFlags
@@ -20,7 +21,9 @@ from slimdeploy.forward.choices import require_forward
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.manifest import manifest_path
+from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.run_state import RunState, settings_of
 from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
 
 if TYPE_CHECKING:
@@ -129,11 +132,26 @@ def write_slim_file(
     fitted, held_out = _drawn(flags)
     with requires("cpu"):
         import onnxruntime  # noqa: F401
-    with _told(dense, request) as tell:
-        made = _slimmed(dense, preprocessing, fitted, held_out, request, tell)
-    schedule = schedule_of(dense, request, made, preprocessing, fitted, schedule_path)
-    write_files(made, schedule, preprocessing, path, output, schedule_path, output_dense)
+    settings = settings_of(request, **_identity(dense, preprocessing, fitted))
+    with RunState(output.with_name(f".{output.name}.work"), settings) as saved:
+        with _told(dense, request) as tell:
+            made = _slimmed(dense, preprocessing, fitted, held_out, request, saved, tell)
+        schedule = schedule_of(dense, request, made, preprocessing, fitted, schedule_path)
+        write_files(made, schedule, preprocessing, path, output, schedule_path, output_dense)
     return made, schedule, schedule_path
+
+
+def _identity(
+    dense: DenseFile, preprocessing: Preprocessing, fitted: ImageFolder
+) -> dict[str, object]:
+    """What the search sees besides the request."""
+    return {
+        "model": model_digest(dense.path),
+        "outputs": list(dense.geometry.outputs),
+        "preprocessing": preprocessing.model_dump(mode="json"),
+        "data": fitted.digest(),
+        "slimdeploy": __version__,
+    }
 
 
 def _check_targets(path: Path, output: Path, schedule: Path, output_dense: Path | None) -> None:
@@ -170,6 +188,7 @@ def _slimmed(
     fitted: ImageFolder,
     held_out: ImageFolder,
     request: ForwardRequest,
+    saved: RunState,
     tell: Progress,
 ) -> ForwardSlim:
     from slimdeploy.forward.slimming import slim_forward
@@ -183,6 +202,7 @@ def _slimmed(
             request,
             held_out=load_arrays(held_out, preprocessing, store) if held_out.files else None,
             source=str(dense.path),
+            saved=saved,
             progress=tell,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 from slimdeploy.forward.choices import ForwardImpact
 from slimdeploy.forward.impact import Floats, scores
 from slimdeploy.forward.views import Views
+from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer
 
 
@@ -18,6 +19,7 @@ def choose_tokens(
     counts: Sequence[int],
     seed: int,
     progress: Callable[[int], None] | None = None,
+    saved: RunState | None = None,
 ) -> list[Layer]:
     """What each layer keeps, first layer first; `views.keep` is filled in on the way.
 
@@ -28,29 +30,36 @@ def choose_tokens(
     Args:
         counts: tokens to keep per layer.
         progress: called with the number of each decided layer.
+        saved: decided layers of a run that was killed.
 
     Raises:
         InputError, GraphError: as `scores`.
     """
-    depth, prefix = len(views.blocks), range(len(views.geometry.prefix))
-    found: dict[int, Layer] = {}
-    for layer in range(depth, 0, -1):
-        if layer == depth and not views.geometry.head_pools:
-            found[layer] = Layer(keep=views.geometry.head_reads)
-        else:
-            score = scores(views, impact, layer, seed)
-            floor = [*views.keep[layer + 1], *prefix] if layer < depth else []
-            keep = (
-                top_up(score, floor, counts[layer - 1])
-                if layer < depth
-                else _last(views, score, counts[-1])
-            )
-            shown = tuple(float(f"{s:.6g}") for s in score)
-            found[layer] = Layer(keep=tuple(keep), scores=shown)
-        views.keep[layer] = list(found[layer].keep)
+    found: list[Layer] = []
+    for layer in range(len(views.blocks), 0, -1):
+        done = saved.recall_layer(layer) if saved else None
+        if done is None:
+            done = _decide(views, impact, layer, counts[layer - 1], seed)
+            if saved:
+                saved.remember_layer(layer, done)
+        found.append(done)
+        views.keep[layer] = list(done.keep)
         if progress is not None:
             progress(layer)
-    return [found[layer] for layer in range(1, depth + 1)]
+    return found[::-1]
+
+
+def _decide(views: Views, impact: ForwardImpact, layer: int, count: int, seed: int) -> Layer:
+    last = layer == len(views.blocks)
+    if last and not views.geometry.head_pools:
+        return Layer(keep=views.geometry.head_reads)
+    score = scores(views, impact, layer, seed)
+    if last:
+        keep = _last(views, score, count)
+    else:
+        prefix = range(len(views.geometry.prefix))
+        keep = top_up(score, [*views.keep[layer + 1], *prefix], count)
+    return Layer(keep=tuple(keep), scores=tuple(float(f"{s:.6g}") for s in score))
 
 
 def _last(views: Views, score: Floats, count: int) -> list[int]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import onnx
 
-from slimdeploy.counts import Shape, ShapeChoice, best_shape, counts_for_budget
+from slimdeploy.counts import TRIED, Shape, ShapeChoice, best_shape, counts_for_budget
 from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.choices import ForwardImpact
 from slimdeploy.forward.choose import choose_tokens
@@ -22,6 +22,7 @@ from slimdeploy.forward.views import Views
 from slimdeploy.graph import GraphOptions, slim_graph
 from slimdeploy.graph.keep import token_order
 from slimdeploy.images import spread
+from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.store import Array, Store
 
@@ -39,6 +40,7 @@ class Search:
         looked_at: how many of them, evenly drawn, rank the tokens.
         ridge: how weights are solved for; None leaves them.
         options: how the graph will be written.
+        saved: what a run that was killed had found.
     """
 
     model: onnx.ModelProto
@@ -56,6 +58,7 @@ class Search:
     options: GraphOptions
     seed: int
     source: str
+    saved: RunState | None = None
 
     def run(self, shape: ShapeChoice, tell: Callable[[str], None]) -> tuple[Shape, list[Layer]]:
         """The shape of the counts, chosen if it is `auto`, and what each layer keeps."""
@@ -66,18 +69,32 @@ class Search:
             tell(f"layer {layer}: keeps {len(views.keep[layer])} tokens")
 
         try:
-            if shape == "auto":
-                shape = best_shape(lambda tried: self._error(views, tried), tell)
-            return shape, self._choose(views, shape, told)
+            found = self._best(views, tell) if shape == "auto" else shape
+            return found, self._choose(views, found, told, self.saved)
         finally:
             self.store.release(*views.streams.values())
 
+    def _best(self, views: Views, tell: Callable[[str], None]) -> Shape:
+        """The shape after which the graph is closest to the dense one; a killed run's, again."""
+        known = self.saved.recall("shape") if self.saved else None
+        for shape in TRIED:
+            if shape == known:
+                return shape
+        found = best_shape(lambda tried: self._error(views, tried), tell)
+        if self.saved:
+            self.saved.remember("shape", found)
+        return found
+
     def _choose(
-        self, views: Views, shape: Shape, told: Callable[[int], None] | None = None
+        self,
+        views: Views,
+        shape: Shape,
+        told: Callable[[int], None] | None = None,
+        saved: RunState | None = None,
     ) -> list[Layer]:
         counts = counts_for_budget(self.geometry, self.mac_reduction, shape, self.multiple_of)
         views.keep = {}
-        return choose_tokens(views, self.impact, counts, self.seed, told)
+        return choose_tokens(views, self.impact, counts, self.seed, told, saved)
 
     def _error(self, views: Views, shape: Shape) -> float:
         """How far what the head reads is from the dense graph's, on images held out."""

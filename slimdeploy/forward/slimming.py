@@ -22,6 +22,7 @@ from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, s
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
+from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT
 from slimdeploy.store import Array, Store, open_store
@@ -100,6 +101,7 @@ def slim_forward(
     *,
     held_out: Array | None = None,
     source: str = "model",
+    saved: RunState | None = None,
     progress: Progress | None = None,
 ) -> ForwardSlim:
     """Choose tokens, drop them, and refit what stays.
@@ -110,6 +112,7 @@ def slim_forward(
         images: preprocessed calibration images, [n, C, H, W].
         held_out: images alike that nothing is fitted to; the result is measured on them.
         source: what messages call the model.
+        saved: what the search of a run that was killed had found.
         progress: called with a line after each step; there are `steps(geometry, request)`.
 
     Raises:
@@ -126,7 +129,7 @@ def slim_forward(
             model, dense, geometry, blocks, images, min(len(images), request.search_images),
             batch, store, request.mac_reduction, request.multiple_of, request.impact,
             request.ridge if request.reconstruct == "refit" else None,
-            replace(request.options, optimize=False), request.seed, source,
+            replace(request.options, optimize=False), request.seed, source, saved,
         )  # fmt: skip
         shape, layers = search.run(request.shape, tell)
         keep = [list(layer.keep) for layer in layers]

@@ -43,13 +43,21 @@ class Killed:
     def at_event(self, count: int) -> None:
         """Kill it before it touches a file for the `count`-th time, let the next run finish."""
         self.kill_at_event(count)
-        assert self._finishes(lambda: None)
-        self._check(f"killed at event {count} of {self.events}")
+        self.finish(f"killed at event {count} of {self.events}")
 
     def kill_at_event(self, count: int) -> None:
         """Kill it before it touches a file for the `count`-th time."""
         self.empty()
         assert not self._finishes(lambda: _watch(self.folder, mmap.mmap(-1, 8), at=count))
+
+    def finish(self, when: str = "killed") -> None:
+        """Run it once more, to the end, and compare."""
+        self.resume()
+        self._check(when)
+
+    def resume(self) -> None:
+        """Run it once more, to the end."""
+        assert self._finishes(lambda: None)
 
     def at_any_time(self, draw: random.Random, times: int = 4) -> None:
         """Kill it again and again, wherever it is, then let it finish."""
@@ -57,8 +65,7 @@ class Killed:
         for _ in range(times):
             seconds = self.seconds * draw.uniform(0.1, 1.0)
             self._finishes(lambda after=seconds: _die_after(after))  # it may have been faster
-        assert self._finishes(lambda: None)
-        self._check("killed at any time")
+        self.finish("killed at any time")
 
     def _check(self, when: str) -> None:
         for name, content in self.files.items():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
+import onnx
 import pytest
 
+from tests.cli.test_slim_onnx import PIXELS
+from tests.graph.exports import export
 from tests.slim.killing import Killed
 
 pytestmark = pytest.mark.forks
@@ -29,6 +33,15 @@ def slim(checkpoint: Path, photographs: Path, folder: Path, *how: object) -> Kil
     output.parent.mkdir()
     words = ["--model", "test_vit", "--checkpoint", checkpoint, "--data-dir", photographs]
     size = ["--images", 6, "--search-images", 6]
+    return Killed(output.parent, ["slim", *words, *size, *how, "--output", output])
+
+
+def slim_onnx(photographs: Path, folder: Path, *how: object) -> Killed:
+    dense, output = folder / "dense.onnx", folder / "out" / "slim.onnx"
+    output.parent.mkdir()
+    onnx.save(export("plain", "script17", True), dense)
+    words = ["--onnx", dense, "--data-dir", photographs, *PIXELS, *BUDGET]
+    size = ["--images", 8, "--search-images", 4]
     return Killed(output.parent, ["slim", *words, *size, *how, "--output", output])
 
 
@@ -56,6 +69,38 @@ def test_a_killed_search_writes_the_same_files(
     for count in (draw.randrange(1, run.events), run.events - draw.randrange(2, 7)):
         run.at_event(count)  # the second: while it tidies up, its results written
     run.at_any_time(draw)
+
+
+@pytest.mark.parametrize("shape", ["geometric", "auto"])
+def test_a_killed_search_of_a_file_writes_the_same_files(
+    photographs: Path, tmp_path: Path, shape: str
+) -> None:
+    run = slim_onnx(photographs, tmp_path, "--shape", shape)
+    assert set(run.files) == {"slim.onnx", "slim.onnx.json", "slim.json"}
+    draw = random.Random(shape)
+    for count in (draw.randrange(1, run.events), run.events - draw.randrange(2, 7)):
+        run.at_event(count)
+    run.at_any_time(draw)
+
+
+def test_a_finished_layer_is_taken_and_a_damaged_one_found_again(
+    photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = slim_onnx(photographs, tmp_path)
+    run.kill_at_event(run.events // 2)
+    damaged, taken, *_ = sorted(run.folder.glob(".slim.onnx.work/layer-*.json"))
+    damaged.write_text("{")
+    taken.write_text(json.dumps(json.loads(taken.read_text()) | {"scores": None}))
+    capfd.readouterr()
+    run.resume()
+    assert capfd.readouterr().err.count("is unreadable") == 1
+    layers = {path: int(path.stem[6:]) for path in (damaged, taken)}
+    new, old = (
+        json.loads(text)["layers"]
+        for text in ((run.folder / "slim.json").read_text(), run.files["slim.json"])
+    )
+    assert new[layers[damaged] - 1] == old[layers[damaged] - 1]
+    assert new[layers[taken] - 1] == old[layers[taken] - 1] | {"scores": None}
 
 
 @pytest.mark.slow

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from slimdeploy.errors import InputError
+from slimdeploy.run_state import settings_of
 from slimdeploy.schedule import Layer, token_problem
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.reconstruct import LayerProblem
 from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.search import SearchOptions, recover, search, top_up
-from slimdeploy.slim.search_state import SearchState, settings_of
+from slimdeploy.slim.search_state import SearchState
 from slimdeploy.slim.timm_models import describe
 
 
