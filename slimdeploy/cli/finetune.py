@@ -58,7 +58,8 @@ def finetune(
         initial_checkpoint: weights to start from (default: the schedule's refitted ones, else the
             dense model's).
         split: split to train on (train if there is one).
-        val_split: split to report accuracy on after each epoch (none by default).
+        val_split: split to report accuracy on, before training and after each epoch (none by
+            default).
         save_dtype: how the weights are stored.
         output: the weights to write, safetensors.
         output_schedule: also write the schedule again, naming these weights: `export` then needs
@@ -109,7 +110,7 @@ def _open_validation(data_dir: Path, split: str | None, trained_on: ImageFolder)
     folder = ImageFolder.open(data_dir, split)
     if folder.classes != trained_on.classes:
         raise InputError(f"{folder.root}: has other class folders than {trained_on.root}")
-    note(f"validating on {len(folder)} images after each epoch")
+    note(f"validating on {len(folder)} images, before training and after each epoch")
     return folder
 
 

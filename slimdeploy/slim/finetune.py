@@ -51,7 +51,8 @@ class Finetuner:
         start: the weights to begin from (refit ones, or the dense model's); copied.
         data: labelled training images.
         state_path: where an unfinished run is kept; None to keep none.
-        evaluate: called after each epoch with the averaged slim model; what it returns is logged.
+        evaluate: called at the start and after each epoch with the averaged slim model; what it
+            returns is logged.
         make_slim: makes the slim model from a dense one, which it holds as `.dense`; it has timm's
             `forward_features` and `forward_head`, and may have parameters of its own.
         world: the processes that train together (default: this one alone).
@@ -128,6 +129,8 @@ class Finetuner:
         mine = PlannedBatches(self.plan, first, self.steps, self.here.rank, self.here.size)
         loader = make_loader(self.data, self.preprocessing, self.options, mine)
         losses: list[float] = []
+        if first == 0 and self.evaluate and self.here.leads:
+            note(f"before training: {self.evaluate(self.ema.module.eval())}")
         with progress_bar() as progress:
             bar = progress.add_task("fine-tuning", total=self.steps, completed=first)
             for done, (images, target) in enumerate(readable_errors(loader), start=first + 1):

@@ -116,6 +116,24 @@ def test_training_lowers_the_loss_and_leaves_the_teacher_alone(
     assert all(p.dtype is torch.float32 for p in run.student.parameters())
 
 
+def test_it_is_judged_before_training_and_after_each_epoch(
+    make_vit: Callable[..., Any], photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, images = runner(make_vit, photographs), torch.ones(1, 3, 64, 64)
+    begin, seen = run.slim.eval()(images).detach(), list[torch.Tensor]()
+
+    def evaluate(model: nn.Module) -> str:
+        seen.append(model(images).detach())
+        return f"judged {len(seen)}"
+
+    run.evaluate = evaluate
+    run.run()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "judged" in line]
+    assert [line.partition(" ")[0] for line in lines] == ["before", "epoch", "epoch"]
+    assert torch.equal(seen[0], begin)
+    assert not torch.equal(seen[1], begin)
+
+
 def test_half_precision_trains_to_nearly_the_same_weights(
     make_vit: Callable[..., Any], photographs: Path
 ) -> None:
