@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tools.accuracy_page import page
+from tools.accuracy_page import defaults, page
 from tools.accuracy_picture import _lines, draw
 from tools.accuracy_rows import hits
 from tools.accuracy_verdict import verdict
@@ -72,6 +72,18 @@ def test_an_estimator_is_compared_with_the_default_seed_by_seed() -> None:
     assert by_name["grid"][9].startswith("-3.00; ")
     assert by_name["path"][9] == "-"
     assert by_name["cover"][9] == "-"
+
+
+def test_the_default_is_told_where_it_was_judged_on_all_images() -> None:
+    some = row("cover", 1, 3) | {"shape": "geometric"}
+    some["refit"] = some["refit"] | {"n": 50, "right": packed(DENSE[:50])}
+    rows = [row(name, 0, 2) | {"shape": "geometric"} for name in ("cover", "grid")]
+    dense = {"100": packed(DENSE), "50": packed(DENSE[:50])}
+    record = {"study": "S", "computed_in": "float32", "dense": dense, "rows": [*rows, some]}
+    line = defaults({"small": record})[-2]
+    assert cells(line)[:5] == ["small", "46%", "192", "0", "-"]
+    assert cells(line)[5].startswith("88.00 % (-2.00; ")
+    assert len(defaults({"small": record})) == len(defaults({})) + 1
 
 
 def test_a_peer_needs_no_refit() -> None:
