@@ -1,17 +1,21 @@
-"""`slim --onnx` on ViT-S files of two exporters, against `slim --model`, on Fashion-MNIST.
+"""`slim --onnx` on files of two exporters, against `slim --model`.
 
-    python -m tools.file_accuracy --mac-reduction 0.46 --by timm hugging-face
+    python -m tools.file_accuracy --study fashion_mnist --mac-reduction 0.46 --by timm hugging-face
 
-After `python -m tools.accuracy_table run --study fashion_mnist --shape geometric --test-images 2000
-...` for the same budget, whose model and predictions are the other side. Each command draws the
-same 192 unlabelled images. The files are judged by ONNX Runtime in float32, the torch models in
-bfloat16.
+After `python -m tools.accuracy_table run --shape geometric --test-images 2000 ...` for the same
+study, budget and number of images, whose model and predictions are the other side. Each command
+draws the same unlabelled images. The files are judged by ONNX Runtime in float32, the torch models
+in bfloat16.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -28,21 +32,20 @@ from slimdeploy.measure.stats import mean_interval
 from slimdeploy.schedule import KeepSchedule
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
 from tools.accuracy_table import STUDIES, Bench
-from tools.forward_table import measured
 from tools.hf_dinov2 import from_timm
 
 app = App(help="Slimming files of two exporters, measured.")
 By = Literal["timm", "hugging-face"]
-STUDY, WORK = "fashion_mnist", Path("build/file_accuracy")
+WORK = Path("build/file_accuracy")
 RECORD = Path("docs/bench/file_accuracy.json")
 Classes = NDArray[np.int64]
 
 
 def dense_file(bench: Bench, by: By) -> Path:
     """The study's dense model, as one of the exporters writes it."""
-    path = WORK / f"{by}.onnx"
+    path = WORK / bench.name / f"{by}.onnx"
     if not path.is_file():
-        WORK.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if by == "timm":
             save_model(export_dense(bench.model, OnnxOptions()), path)
         else:
@@ -61,7 +64,7 @@ def _export(model: torch.nn.Module, size: int, path: Path) -> None:
 
 def slimmed(bench: Bench, by: By, reduction: float, images: int) -> tuple[Path, dict[str, Any]]:
     """The slim file, and what its making took."""
-    path = WORK / f"{by}-{round(100 * reduction)}.onnx"
+    path = WORK / bench.name / f"{by}-{round(100 * reduction)}-{images}.onnx"
     spent = path.with_suffix(".seconds")
     if not (path.is_file() and spent.is_file()):
         mean, std = bench.preprocessing.mean, bench.preprocessing.std
@@ -70,6 +73,24 @@ def slimmed(bench: Bench, by: By, reduction: float, images: int) -> tuple[Path, 
         words += ["--mean", *map(str, mean), "--std", *map(str, std), "--output", str(path)]
         write_text(spent, json.dumps(measured(words)))
     return path, json.loads(spent.read_text())
+
+
+def measured(words: list[str]) -> dict[str, Any]:
+    """Seconds, peak memory and the load of the machine while a command runs."""
+    program = [sys.executable, "-m", "slimdeploy", *words]
+    start = perf_counter()
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        _, status, used = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+    if run.returncode:
+        raise SystemExit(f"slimdeploy {' '.join(words)} failed")
+    return {
+        "seconds": round(perf_counter() - start, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_mb": round(used.ru_maxrss / 1024),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def classes(bench: Bench, path: Path) -> Classes:
@@ -104,25 +125,28 @@ def difference(ours: Classes, theirs: Classes, labels: Classes) -> list[float]:
 @app.default
 def table(
     *,
+    study: str,
     mac_reduction: Annotated[list[float], Parameter(consume_multiple=True)],
     by: Annotated[list[By], Parameter(consume_multiple=True)],
     images: int = 192,
     test_images: int = 2000,
 ) -> None:
     """Measure rows and add them to the page."""
-    bench = Bench(STUDY, STUDIES[STUDY], test_images, "bfloat16")
+    bench = Bench(study, STUDIES[study], test_images, "bfloat16")
     for reduction in mac_reduction:
-        side = Path("build/accuracy") / STUDY
+        side = Path("build/accuracy") / study
         name = f"cover-geometric-{round(100 * reduction)}-0-{images}"
-        torch_side = np.load(side / f"{name}-refit-{test_images}-bfloat16.npy")
+        torch_side = np.load(side / f"{name}-refit-{len(bench.test)}-bfloat16.npy")
         for exporter in by:
             path, spent = slimmed(bench, exporter, reduction, images)
             found = classes(bench, path)
             _record(
                 {
+                    "study": study,
                     "mac_reduction": reduction,
                     "by": exporter,
-                    "images": test_images,
+                    "fitted": images,
+                    "images": len(bench.test),
                     "top1": float((found == bench.labels).mean()),
                     "to_dense": difference(found, bench.dense, bench.labels),
                     "to_torch": difference(found, torch_side, bench.labels),
@@ -135,34 +159,38 @@ def table(
 
 def _record(row: dict[str, Any]) -> None:
     rows = json.loads(RECORD.read_text()) if RECORD.is_file() else []
-    key = (row["mac_reduction"], row["by"])
-    rows = [r for r in rows if (r["mac_reduction"], r["by"]) != key]
-    rows = sorted([*rows, row], key=lambda r: (r["mac_reduction"], r["by"]))
+    rows = sorted([*(r for r in rows if _key(r) != _key(row)), row], key=_key)
     write_text(RECORD, json.dumps(rows, indent=1) + "\n")
     write_text(RECORD.with_suffix(".md"), page(rows))
     note(json.dumps(row))
 
 
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("study", "mac_reduction", "fitted", "by"))
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "# Slimming files of two exporters",
+        "# Slimming ONNX files by forward passes alone",
         "",
-        "`slim --onnx` on the Fashion-MNIST model of [the accuracy table](accuracy.md), DINOv2 "
-        "ViT-S/14 at 196 x 196, as timm's modules and as Hugging Face's export it; `cover`, "
-        "geometric counts, 192 unlabelled images, search and refit. Differences of top-1 in points "
-        "with 95 % intervals (paired bootstrap): to the dense model, and to what `slim --model` "
-        "made from the same images; same tokens: kept by both, of those kept by either. Time of "
-        "the whole command; above the number of cores in the load, others took part of them. Made "
-        "by `python -m tools.file_accuracy`.",
+        "`slim --onnx` on models of [the accuracy table](accuracy.md): Fashion-MNIST's DINOv2 "
+        "ViT-S/14 at 196 x 196, as timm's modules and as Hugging Face's export it, and the demo's "
+        "ViT-Ti; `cover`, geometric counts, search and refit on so many unlabelled images. "
+        "Differences of top-1 in points with 95 % intervals (paired bootstrap): to the dense "
+        "model, and to what `slim --model` made from the same images; same tokens: kept by both, "
+        "of those kept by either. Time of the whole command; above the number of cores in the "
+        "load, others took part of them. Made by `python -m tools.file_accuracy`.",
         "",
-        "| fewer MACs | exported by | test images | top-1 | to dense | to `slim --model` | same "
-        "class | same tokens | seconds | CPU seconds | peak MB | cores | load |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | fewer MACs | exported by | images | test images | top-1 | to dense | to "
+        "`slim --model` | same class | same tokens | seconds | CPU seconds | peak MB | cores | "
+        "load |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
-            f"{row['mac_reduction']:.0%}", row["by"], row["images"], f"{row['top1']:.2%}",
+            row["study"], f"{row['mac_reduction']:.0%}", row["by"], row["fitted"], row["images"],
+            f"{row['top1']:.2%}",
             *("{:+.2f} ({:+.2f} to {:+.2f})".format(*row[k]) for k in ("to_dense", "to_torch")),
             f"{row['same_class_as_torch']:.2%}", f"{row['same_tokens']:.2%}",
             *(row[k] for k in ("seconds", "cpu_seconds", "peak_mb", "cores", "load")),
