@@ -3,9 +3,8 @@
     python -m tools.file_accuracy --study fashion_mnist --mac-reduction 0.46 --by timm hugging-face
 
 After `python -m tools.accuracy_table run --shape geometric --test-images 2000 ...` for the same
-study, budget and number of images, whose model and predictions are the other side. Each command
-draws the same unlabelled images. The files are judged by ONNX Runtime in float32, the torch models
-in bfloat16.
+study, budget and number of images, whose model is the other side. Each command draws the same
+unlabelled images. The files are judged by ONNX Runtime in float32, the torch models in --amp-dtype.
 """
 
 from __future__ import annotations
@@ -31,7 +30,11 @@ from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.stats import mean_interval
 from slimdeploy.schedule import KeepSchedule
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
+from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.options import AmpDtype
+from slimdeploy.slim.timm_models import load_model
 from tools.accuracy_table import STUDIES, Bench
+from tools.accuracy_table import WORK as ACCURACY
 from tools.hf_dinov2 import from_timm
 
 app = App(help="Slimming files of two exporters, measured.")
@@ -108,6 +111,15 @@ def classes(bench: Bench, path: Path) -> Classes:
     return np.concatenate(found)
 
 
+def torch_classes(bench: Bench, name: str) -> Classes:
+    """What the refitted torch model of a row of the accuracy table says."""
+    path = ACCURACY / bench.name / name
+    model, _ = load_model(bench.study.model, path.with_suffix(".safetensors"), bench.study.kwargs)
+    keep = [list(layer.keep) for layer in KeepSchedule.read(path.with_suffix(".json")).layers]
+    called = f"{name}-refit-{len(bench.test)}-{bench.amp}"
+    return bench.predictions(SlimVit(model, keep).eval(), called)
+
+
 def same_tokens(path: Path, reference: Path) -> float:
     """The share of the kept ids, all layers together, that two schedules have in common."""
     ours, theirs = (KeepSchedule.read(p).layers for p in (path, reference))
@@ -130,15 +142,16 @@ def table(
     by: Annotated[list[By], Parameter(consume_multiple=True)],
     images: int = 192,
     test_images: int = 2000,
+    amp_dtype: AmpDtype = "bfloat16",
 ) -> None:
     """Measure rows and add them to the page."""
-    bench = Bench(study, STUDIES[study], test_images, "bfloat16")
+    bench = Bench(study, STUDIES[study], test_images, amp_dtype)
     for reduction in mac_reduction:
-        side = Path("build/accuracy") / study
         name = f"cover-geometric-{round(100 * reduction)}-0-{images}"
-        torch_side = np.load(side / f"{name}-refit-{len(bench.test)}-bfloat16.npy")
+        torch_side = torch_classes(bench, name)
         for exporter in by:
             path, spent = slimmed(bench, exporter, reduction, images)
+            ours, theirs = path.with_suffix(".json"), ACCURACY / study / f"{name}.json"
             found = classes(bench, path)
             _record(
                 {
@@ -147,11 +160,12 @@ def table(
                     "by": exporter,
                     "fitted": images,
                     "images": len(bench.test),
+                    "torch_in": amp_dtype,
                     "top1": float((found == bench.labels).mean()),
                     "to_dense": difference(found, bench.dense, bench.labels),
                     "to_torch": difference(found, torch_side, bench.labels),
                     "same_class_as_torch": float((found == torch_side).mean()),
-                    "same_tokens": same_tokens(path.with_suffix(".json"), side / f"{name}.json"),
+                    "same_tokens": same_tokens(ours, theirs),
                     **spent,
                 }
             )
@@ -178,21 +192,22 @@ def page(rows: list[dict[str, Any]]) -> str:
         "ViT-S/14 at 196 x 196, as timm's modules and as Hugging Face's export it, and the demo's "
         "ViT-Ti; `cover`, geometric counts, search and refit on so many unlabelled images. "
         "Differences of top-1 in points with 95 % intervals (paired bootstrap): to the dense "
-        "model, and to what `slim --model` made from the same images; same tokens: kept by both, "
-        "of those kept by either. Time of the whole command; above the number of cores in the "
+        "model, and to what `slim --model` made from the same images, both computed by torch as "
+        "said (the files by ONNX Runtime in float32); same tokens: kept by both, of those kept by "
+        "either. Time of the whole command; above the number of cores in the "
         "load, others took part of them. Made by `python -m tools.file_accuracy`.",
         "",
         "| model | fewer MACs | exported by | images | test images | top-1 | to dense | to "
-        "`slim --model` | same class | same tokens | seconds | CPU seconds | peak MB | cores | "
-        "load |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "`slim --model` | torch in | same class | same tokens | seconds | CPU seconds | peak MB | "
+        "cores | load |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
             row["study"], f"{row['mac_reduction']:.0%}", row["by"], row["fitted"], row["images"],
             f"{row['top1']:.2%}",
             *("{:+.2f} ({:+.2f} to {:+.2f})".format(*row[k]) for k in ("to_dense", "to_torch")),
-            f"{row['same_class_as_torch']:.2%}", f"{row['same_tokens']:.2%}",
+            row["torch_in"], f"{row['same_class_as_torch']:.2%}", f"{row['same_tokens']:.2%}",
             *(row[k] for k in ("seconds", "cpu_seconds", "peak_mb", "cores", "load")),
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
