@@ -71,9 +71,18 @@ def test_slim_keeps_its_state_and_goes_on(
     with room_for(4000):  # enough for the settings, not for a block's weights
         line = error_of(timm, capsys)
     assert f"{folder / '.s.json.work'}/layer-005.block-5.safetensors: {LARGE}" in line
+    assert left(folder) == set()  # nothing was found that a run could go on from
+    run(*timm)
+    for path in (schedule := folder / "s.json", weights := folder / "s.safetensors"):
+        size = path.stat().st_size
+        path.unlink()
+    capsys.readouterr()
+    with room_for(size - 1):  # for every block's weights, not for all together
+        line = error_of(timm, capsys)
+    assert f"{weights}: {LARGE}" in line
     assert left(folder) == {".s.json.work"}
     run(*timm)
-    assert left(folder) == {"s.json", "s.safetensors"}
+    assert left(folder) == {schedule.name, weights.name}
 
 
 @pytest.mark.parametrize("more", [(), ("--dynamic", "token-norm")], ids=["static", "dynamic"])
