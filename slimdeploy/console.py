@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TextIO
 
@@ -70,3 +72,16 @@ def progress_bar() -> Progress:
         transient=True,
         disable=not stderr.is_terminal,
     )
+
+
+@contextmanager
+def told_steps(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of `total` steps; each is told with a line, which stays where there is no bar."""
+    with progress_bar() as progress:
+        bar = progress.add_task(what, total=total)
+
+        def tell(line: str) -> None:
+            progress.advance(bar)
+            note(line)
+
+        yield tell

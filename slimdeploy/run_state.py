@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from slimdeploy.console import note
 from slimdeploy.errors import GateError, GraphError, one_line
@@ -13,6 +14,7 @@ from slimdeploy.files import write_text
 from slimdeploy.schedule import Layer
 
 _MARK = "settings.json"
+T = TypeVar("T")
 
 
 class RunState:
@@ -65,6 +67,16 @@ class RunState:
         except (OSError, ValueError) as error:
             note(f"{path}: unreadable ({one_line(error, 80)}); it is found again")
             return None
+
+    def once(self, name: str, make: Callable[[], T], among: Sequence[T]) -> T:
+        """What was remembered by that name, if it is one of `among`; else what `make` finds."""
+        known = self.recall(name)
+        for value in among:
+            if value == known:
+                return value
+        found = make()
+        self.remember(name, found)
+        return found
 
     def remember_layer(self, layer: int, found: Layer) -> None:
         """Keep what was decided of a layer."""

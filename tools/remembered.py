@@ -1,7 +1,7 @@
 """The dense model's answers to training batches, asked for once and kept for all rows of a study.
 
 Order and augmentation of the images depend on the seed and the step alone, so that every estimator
-is fine-tuned on the same batches; and the teacher's forward pass is a third of a step's work.
+is fine-tuned on the same batches, of which the teacher need say what it sees once.
 """
 
 from __future__ import annotations

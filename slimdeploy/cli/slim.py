@@ -23,7 +23,7 @@ from slimdeploy.cli.common import (
 )
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.slim_flags import FileFlags, refuse
-from slimdeploy.console import note, progress_bar
+from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
@@ -231,14 +231,8 @@ def search_schedule(
     }
     work = SearchState(output.with_name(f".{output.name}.work"), settings_of(request, **identity))
     with work as saved:
-        with progress_bar() as progress, open_store() as store:
+        with told_steps("slimming", steps(geometry, request)) as report, open_store() as store:
             arrays = load_arrays(sample, preprocessing, store)
-            bar = progress.add_task("slimming", total=steps(geometry, request))
-
-            def report(line: str) -> None:
-                progress.advance(bar)
-                note(line)
-
             result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
             del arrays  # the disk may be needed for what is written now
 

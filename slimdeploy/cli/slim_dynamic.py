@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, load_arrays, weights_file, write_schedule
 from slimdeploy.cli.slim_flags import refuse
-from slimdeploy.console import note, progress_bar
+from slimdeploy.console import told_steps
 from slimdeploy.errors import InputError
 from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 
@@ -68,14 +68,8 @@ def dynamic_schedule(
 
     model, preprocessing = load_model(model_name, checkpoint, kwargs)
     geometry = describe(model, model_name, kwargs)
-    with progress_bar() as progress, open_store() as store:
+    with told_steps("slimming", dynamic_steps(geometry, request)) as report, open_store() as store:
         images = torch.from_numpy(load_arrays(sample, preprocessing, store))
-        bar = progress.add_task("slimming", total=dynamic_steps(geometry, request))
-
-        def report(line: str) -> None:
-            progress.advance(bar)
-            note(line)
-
         made = dynamic_model(model, geometry, images, request, report)
         del images  # the disk may be needed for what is written now
 

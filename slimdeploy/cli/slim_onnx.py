@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy import __version__
-from slimdeploy.cli.common import check_weights_safe, load_arrays, open_images, separated, show
+from slimdeploy.cli.common import (
+    check_weights_safe,
+    load_arrays,
+    open_images,
+    separated,
+    show,
+    weights_file,
+)
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim_flags import FileFlags
 from slimdeploy.cli.slim_record import result_of, schedule_of, sentences, write_files
-from slimdeploy.console import note, progress_bar
+from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
@@ -21,7 +26,6 @@ from slimdeploy.forward.choices import require_forward
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.manifest import manifest_path
-from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.run_state import RunState, settings_of
 from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
@@ -29,7 +33,7 @@ from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
 if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, Progress
     from slimdeploy.images import ImageFolder
-    from slimdeploy.schedule import KeepSchedule
+    from slimdeploy.schedule import KeepSchedule, WeightsFile
 
 _PER_HELD_OUT = 8
 """Images that are fitted to for one that measures the result."""
@@ -132,24 +136,27 @@ def write_slim_file(
     fitted, held_out = _drawn(flags)
     with requires("cpu"):
         import onnxruntime  # noqa: F401
-    settings = settings_of(request, **_identity(dense, preprocessing, fitted))
+    from slimdeploy.forward.slimming import steps
+
+    weights, data = weights_file(path, schedule_path), fitted.digest()
+    settings = settings_of(request, **_identity(dense, preprocessing, weights, data))
     with RunState(output.with_name(f".{output.name}.work"), settings) as saved:
-        with _told(dense, request) as tell:
+        with told_steps("slimming", steps(dense.geometry, request)) as tell:
             made = _slimmed(dense, preprocessing, fitted, held_out, request, saved, tell)
-        schedule = schedule_of(dense, request, made, preprocessing, fitted, schedule_path)
+        schedule = schedule_of(dense, request, made, preprocessing, weights, len(fitted), data)
         write_files(made, schedule, preprocessing, path, output, schedule_path, output_dense)
     return made, schedule, schedule_path
 
 
 def _identity(
-    dense: DenseFile, preprocessing: Preprocessing, fitted: ImageFolder
+    dense: DenseFile, preprocessing: Preprocessing, weights: WeightsFile, data: str
 ) -> dict[str, object]:
     """What the search sees besides the request."""
     return {
-        "model": model_digest(dense.path),
+        "model": weights.sha256,
         "outputs": list(dense.geometry.outputs),
         "preprocessing": preprocessing.model_dump(mode="json"),
-        "data": fitted.digest(),
+        "data": data,
         "slimdeploy": __version__,
     }
 
@@ -219,18 +226,3 @@ def check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:
             f"{dense.path}: its head pools over {len(pooled)} tokens; --pool-kept lets it pool "
             "over those that are kept, which is another function: evaluate it"
         )
-
-
-@contextmanager
-def _told(dense: DenseFile, request: ForwardRequest) -> Iterator[Progress]:
-    """A bar and lines on stderr."""
-    from slimdeploy.forward.slimming import steps
-
-    with progress_bar() as progress:
-        bar = progress.add_task("slimming", total=steps(dense.geometry, request))
-
-        def tell(line: str) -> None:
-            progress.advance(bar)
-            note(line)
-
-        yield tell

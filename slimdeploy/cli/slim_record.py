@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 
 from slimdeploy import __version__
-from slimdeploy.cli.common import command_line, summary, summary_table, weights_file
+from slimdeploy.cli.common import command_line, summary, summary_table
 from slimdeploy.cli.export_stage import PACKAGES
 from slimdeploy.cli.onnx_source import DenseFile
 from slimdeploy.files import staged
 from slimdeploy.graph.storage import replaced_model, write_model
 from slimdeploy.manifest import Source, write_manifest
 from slimdeploy.preprocessing import Preprocessing
-from slimdeploy.schedule import KeepSchedule, Provenance
+from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 
 if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim
-    from slimdeploy.images import ImageFolder
 
 
 def schedule_of(
@@ -30,16 +29,21 @@ def schedule_of(
     request: ForwardRequest,
     made: ForwardSlim,
     preprocessing: Preprocessing,
-    sample: ImageFolder,
-    path: Path,
+    weights: WeightsFile,
+    images: int,
+    data: str,
 ) -> KeepSchedule:
-    """The keep schedule that will lie at `path`."""
+    """The keep schedule of what was made of the dense file `weights`.
+
+    Args:
+        images: how many it was fitted to; `data` is their digest.
+    """
     return KeepSchedule(
         model=dense.geometry,
         preprocessing=preprocessing,
         pool_kept=request.options.pool_kept and bool(dense.geometry.head_pools),
         layers=tuple(made.layers),
-        checkpoint=weights_file(dense.path, path),
+        checkpoint=weights,
         provenance=Provenance(
             slimdeploy=__version__,
             command=command_line(),
@@ -48,8 +52,8 @@ def schedule_of(
             shape=made.shape,
             mac_reduction=request.mac_reduction,
             reconstruct=request.reconstruct,
-            images=len(sample),
-            data=sample.digest(),
+            images=images,
+            data=data,
         ),
     )
 

@@ -76,14 +76,10 @@ class Search:
 
     def _best(self, views: Views, tell: Callable[[str], None]) -> Shape:
         """The shape after which the graph is closest to the dense one; a killed run's, again."""
-        known = self.saved.recall("shape") if self.saved else None
-        for shape in TRIED:
-            if shape == known:
-                return shape
-        found = best_shape(lambda tried: self._error(views, tried), tell)
-        if self.saved:
-            self.saved.remember("shape", found)
-        return found
+        saved = self.saved or RunState(None, {})
+        return saved.once(
+            "shape", lambda: best_shape(lambda tried: self._error(views, tried), tell), TRIED
+        )
 
     def _choose(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.errors import InputError
 from slimdeploy.images import spread
+from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
@@ -148,12 +149,6 @@ def _shape(
         return None
     if request.shape != "auto":
         return request.shape
-    known = saved.recall("shape") if saved else None
-    if known in TRIED:
-        return known
     refit = None if request.reconstruct == "none" else request.refit
     trial = Trial(state, images, impact, refit, request.mac_reduction, request.multiple_of)
-    found = trial.best(progress)
-    if saved:
-        saved.remember("shape", found)
-    return found
+    return (saved or RunState(None, {})).once("shape", lambda: trial.best(progress), TRIED)
