@@ -87,9 +87,11 @@ def recorded(artifact: Path) -> Preprocessing:
     """The preprocessing in the manifest of `artifact`.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or no such file.
         GateError: if the manifest is for another file.
     """
+    if not artifact.is_file():
+        raise InputError(f"{artifact}: no such file; give the path of a model or an engine")
     found = verify_manifest(artifact).preprocessing
     if found is None:
         raise InputError(

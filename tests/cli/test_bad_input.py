@@ -262,6 +262,14 @@ def test_usage_errors(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_is_not_there(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = tmp_path / "absent.onnx"
+    line = fails(capsys, "evaluate", absent, "--data-dir", photographs)
+    assert f"{absent}: no such file" in line
+
+
 def test_pretrained_weights_that_cannot_be_had_are_exit_code_3(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
