@@ -50,7 +50,7 @@ from tools.remembered import Remembered
 app = App(help="What slimming costs in accuracy, at equal MACs.")
 RECORDS = Path("docs/bench/accuracy")
 WORK = Path("build/accuracy")
-Stage = Literal["dense_weights", "refit", "finetuned"]
+Stage = Literal["dense_weights", "refit", "finetuned", "finetuned_longer"]
 Peer = Literal["evit", "tome"]
 Estimator = Literal[ImpactName, Peer]
 PEERS: dict[Peer, tuple[Any, Any]] = {
@@ -58,6 +58,8 @@ PEERS: dict[Peer, tuple[Any, Any]] = {
     "tome": (TomeVit, tome_for_budget),
 }
 _FREE: list[Stage] = ["refit", "dense_weights"]
+LONGER = 4
+"""Steps of `finetuned_longer` in those of `finetuned`."""
 
 
 @dataclass(frozen=True)
@@ -202,15 +204,28 @@ def run(
     about = found.about
     for stage in stages:
         called = f"{name}-{stage}"
-        if stage == "finetuned":
-            recipe = replace(bench.study.finetune, seed=seed).identity()
-            called += f"-{sha256(json.dumps(recipe).encode()).hexdigest()[:8]}"
-            weights = _finetuned(bench, found, seed, WORK / study / f"{called}.safetensors")
-            about |= {"recipe": recipe, **_seconds(study, called)}
+        if stage == "finetuned" or stage == "finetuned_longer":
+            options = recipe(bench.study, stage, seed)
+            digest = sha256(json.dumps(options.identity()).encode()).hexdigest()[:8]
+            called = f"{name}-finetuned-{digest}"
+            weights = _finetuned(bench, found, options, WORK / study / f"{called}.safetensors")
+            told = {"recipe": options.identity(), **_seconds(study, called)}
+            suffix = stage.removeprefix("finetuned")
+            about |= {f"{field}{suffix}": value for field, value in told.items()}
         else:
             weights = found.weights[stage]
         judged = bench.judge(found.make(weights), called)
         record(bench, key, {**about, stage: judged})
+
+
+def recipe(study: Study, stage: Stage, seed: int) -> FinetuneOptions:
+    """How a stage is fine-tuned."""
+    options = replace(study.finetune, seed=seed)
+    if stage == "finetuned":
+        return options
+    if options.max_steps is None:
+        return replace(options, epochs=LONGER * options.epochs)
+    return replace(options, max_steps=LONGER * options.max_steps)
 
 
 def _seconds(study: str, called: str) -> dict[str, float]:
@@ -282,7 +297,7 @@ def _searched(
     return schedule, seconds
 
 
-def _finetuned(bench: Bench, found: Candidate, seed: int, path: Path) -> Any:
+def _finetuned(bench: Bench, found: Candidate, options: FinetuneOptions, path: Path) -> Any:
     """The dense model with fine-tuned weights, trained unless the file is there."""
     if not path.is_file():
         runner = Finetuner(
@@ -291,13 +306,15 @@ def _finetuned(bench: Bench, found: Candidate, seed: int, path: Path) -> Any:
             found.schedule,
             ImageFolder.open(bench.study.data, "train"),
             bench.preprocessing,
-            replace(bench.study.finetune, seed=seed),
+            options,
             state_path=path.with_suffix(".state"),
             make_slim=lambda dense, _: found.make(dense),
         )
-        answers = WORK / bench.name / f"answers-{bench.study.finetune.amp_dtype}"
+        answers = WORK / bench.name / f"answers-{options.amp_dtype}"
         task: Any = runner.task
-        task._ask_teacher = teacher = Remembered(task._ask_teacher, answers)
+        # Of a longer training most answers are its own, and 20 GB.
+        adds = options == recipe(bench.study, "finetuned", options.seed)
+        task._ask_teacher = teacher = Remembered(task._ask_teacher, answers, adds=adds)
         cpu = time.process_time()
         model = runner.run()
         seconds = {"finetune_cpu_seconds": time.process_time() - cpu + teacher.saved}
