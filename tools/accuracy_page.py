@@ -26,7 +26,7 @@ interval (paired bootstrap over images; seeds are averaged first). "dense weight
 "after refit": search and closed-form refit on so many unlabelled training images ("images"), no
 labels and no training. "after fine-tuning": from there, a short training towards the dense model's
 outputs and tokens, which reads no labels either. "to `cover`": the difference to the default at the
-same counts, images and seeds, before and after the refit. Each seed draws other calibration images.
+same counts, images and seeds, in each of these. Each seed draws other calibration images.
 `evit` and `tome` choose by image; they start fine-tuning from the dense weights. MACs saved are
 those of the kept counts, at least the budget's. Fashion-MNIST's rows judged on 2,000 images serve
 to compare estimators, not to tell the loss: the dense model gets fewer of those right than of all
@@ -118,9 +118,9 @@ def table(rows: list[Row], dense: dict[str, str]) -> list[str]:
     lines = [
         "| impact | counts | images | seeds | judged on | "
         + " | ".join(STAGES.values())
-        + f" | to `{DEFAULT}`: dense weights | after refit"
+        + f" | to `{DEFAULT}`: dense weights | after refit | after fine-tuning"
         + " | agreement | search and refit, CPU s | fine-tuning, CPU s |",
-        "|---|---|---|---|---|" + "---|" * len(STAGES) + "---|---|---|---|---|",
+        "|---|---|---|---|---|" + "---|" * len(STAGES) * 2 + "---|---|---|",
     ]
     order = sorted(groups, key=lambda g: -_mean(groups[g], _free(groups[g]), "top1"))
     for group in order:
@@ -129,7 +129,7 @@ def table(rows: list[Row], dense: dict[str, str]) -> list[str]:
         judged = "/".join(str(n) for n in sorted({r[stage]["n"] for r in found if stage in r}))
         named = (group[0], "-", "-") if group[0] in PEERS else group
         cells = [*named, seeds, judged, *(_cell(found, stage, dense) for stage in STAGES)]
-        cells += [_behind(found, default, stage) for stage in ("dense_weights", "refit")]
+        cells += [_behind(found, default, stage) for stage in STAGES]
         agreement = 100 * _mean(found, stage, "agreement")
         cells += [f"{agreement:.2f} %", *(_seconds(found, k) for k in SECONDS)]
         lines.append("| " + " | ".join(cells) + " |")

@@ -57,7 +57,7 @@ def test_seeds_are_averaged_and_the_best_comes_first() -> None:
     assert best[6].startswith("87.00 % (-3.00; ")
     assert best[7].startswith("89.00 % (-1.00; ")
     assert best[7].endswith("; 1 of 2 seeds)")
-    assert best[8:] == ["-", "-", "95.00 %", "10", "300"]
+    assert best[8:] == ["-", "-", "-", "95.00 %", "10", "300"]
     assert other[6].startswith("80.00 % (-10.00; ")
 
 
@@ -67,9 +67,11 @@ def test_the_interval_is_of_images_not_of_seeds() -> None:
 
 
 def test_an_estimator_is_compared_with_the_default_seed_by_seed() -> None:
-    rows = [row("cover", 0, 2), row("grid", 0, 5), row("grid", 1, 90), row("path", 1, 3)]
+    rows = [row("cover", 0, 2, finetuned=judged(1)), row("grid", 1, 90), row("path", 1, 3)]
+    rows.append(row("grid", 0, 5, finetuned=judged(3)))
     by_name = {cells(line)[0]: cells(line) for line in lines_of(rows)}
     assert by_name["grid"][9].startswith("-3.00; ")
+    assert by_name["grid"][10].startswith("-2.00; ")
     assert by_name["path"][9] == "-"
     assert by_name["cover"][9] == "-"
 
