@@ -59,10 +59,10 @@ was trained less, of 88.00 %), crops from 90 % (the first: 85 %) of the image:
 DEFAULTS = f"""## What the default loses
 
 `{DEFAULT}` with counts of the budget alone, judged on all test images of each model. "Four times as
-long" is another fine-tuning from the refit (`--stages finetuned_longer`).
+long" is another fine-tuning from the refit (`--stages finetuned_longer`), in so many CPU seconds.
 
-| model | fewer MACs | images | seeds | {" | ".join(WITH_LONGER.values())} |
-|---|---|---|---|---|---|---|---|"""
+| model | fewer MACs | images | seeds | {" | ".join(WITH_LONGER.values())} | CPU s |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def page(records: dict[str, dict[str, Any]]) -> str:
@@ -106,6 +106,7 @@ def defaults(records: dict[str, dict[str, Any]]) -> list[str]:
             seeds = ", ".join(str(row["seed"]) for row in found)
             cells = [name, f"{budget:.0%}", str(images), seeds]
             cells += [_cell(found, stage, dense) for stage in WITH_LONGER]
+            cells.append(_seconds(found, "finetune_cpu_seconds_longer"))
             lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 

@@ -312,9 +312,7 @@ def _finetuned(bench: Bench, found: Candidate, options: FinetuneOptions, path: P
         )
         answers = WORK / bench.name / f"answers-{options.amp_dtype}"
         task: Any = runner.task
-        # Of a longer training most answers are its own, and 20 GB.
-        adds = options == recipe(bench.study, "finetuned", options.seed)
-        task._ask_teacher = teacher = Remembered(task._ask_teacher, answers, adds=adds)
+        task._ask_teacher = teacher = Remembered(task._ask_teacher, answers)
         cpu = time.process_time()
         model = runner.run()
         seconds = {"finetune_cpu_seconds": time.process_time() - cpu + teacher.saved}

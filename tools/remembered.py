@@ -26,14 +26,13 @@ class Remembered:
     Args:
         ask: logits [B, classes], tokens [B, reads, D] and streams of images [B, C, H, W].
         folder: of this teacher's answers in one precision, a file a batch.
-        adds: keep new answers; else only look up.
 
     Attributes:
         saved: CPU seconds that the looked-up answers had cost.
     """
 
-    def __init__(self, ask: Callable[[Tensor], Answer], folder: Path, *, adds: bool = True) -> None:
-        self.ask, self.folder, self.adds, self.saved = ask, folder, adds, 0.0
+    def __init__(self, ask: Callable[[Tensor], Answer], folder: Path) -> None:
+        self.ask, self.folder, self.saved = ask, folder, 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, images: Tensor) -> Answer:
@@ -45,7 +44,7 @@ class Remembered:
             return known["logits"], known["tokens"], []
         start = time.process_time()
         logits, tokens, streams = self.ask(images)
-        if self.adds and not streams:
+        if not streams:
             spent = time.process_time() - start
             answer = {"logits": logits, "tokens": tokens.clone(), "seconds": spent}
             with atomic_path(path) as file:

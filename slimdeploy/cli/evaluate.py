@@ -54,8 +54,11 @@ def evaluate(
     from slimdeploy.measure.accuracy import compare_accuracy
     from slimdeploy.measure.predictions import check_predictions, write_predictions
 
+    models = [path for path in (artifact, dense) if path is not None]
+    for path in models:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give the path of a model or an engine")
     if predictions is not None:
-        models = [path for path in (artifact, dense) if path is not None]
         check_predictions(predictions, *models, *map(manifest_path, models))
         for model in models:
             check_weights_safe(predictions, model)
@@ -87,11 +90,9 @@ def recorded(artifact: Path) -> Preprocessing:
     """The preprocessing in the manifest of `artifact`.
 
     Raises:
-        InputError: if there is none, or no such file.
+        InputError: if there is none.
         GateError: if the manifest is for another file.
     """
-    if not artifact.is_file():
-        raise InputError(f"{artifact}: no such file; give the path of a model or an engine")
     found = verify_manifest(artifact).preprocessing
     if found is None:
         raise InputError(

@@ -265,9 +265,11 @@ def test_usage_errors(
 def test_a_model_that_is_not_there(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    absent = tmp_path / "absent.onnx"
-    line = fails(capsys, "evaluate", absent, "--data-dir", photographs)
-    assert f"{absent}: no such file" in line
+    absent, there = tmp_path / "absent.onnx", tmp_path / "there.onnx"
+    there.touch()  # with no manifest either: what is absent is said first
+    for models in ([absent], [there, "--dense", absent]):
+        line = fails(capsys, "evaluate", *models, "--data-dir", photographs)
+        assert f"{absent}: no such file" in line
 
 
 def test_pretrained_weights_that_cannot_be_had_are_exit_code_3(

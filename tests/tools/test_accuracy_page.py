@@ -80,7 +80,7 @@ def test_the_default_is_told_where_it_was_judged_on_all_images() -> None:
     some = row("cover", 1, 3) | {"shape": "geometric"}
     some["refit"] = some["refit"] | {"n": 50, "right": packed(DENSE[:50])}
     rows = [row(name, 0, 2) | {"shape": "geometric"} for name in ("cover", "grid")]
-    rows[0]["finetuned_longer"] = judged(1)
+    rows[0] |= {"finetuned_longer": judged(1), "finetune_cpu_seconds_longer": 1234.5}
     dense = {"100": packed(DENSE), "50": packed(DENSE[:50])}
     record = {"study": "S", "computed_in": "float32", "dense": dense, "rows": [*rows, some]}
     line = defaults({"small": record})[-2]
@@ -88,6 +88,7 @@ def test_the_default_is_told_where_it_was_judged_on_all_images() -> None:
     assert cells(line)[5].startswith("88.00 % (-2.00; ")
     assert cells(line)[6] == "-"
     assert cells(line)[7].startswith("89.00 % (-1.00; ")
+    assert cells(line)[8] == "1234"
     assert len(defaults({"small": record})) == len(defaults({})) + 1
 
 

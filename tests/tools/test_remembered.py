@@ -33,19 +33,3 @@ def test_answers_with_streams_are_not_kept(tmp_path: Path) -> None:
     teacher = Remembered(lambda x: (x[:, :, 0, 0], x[:, :, 0], [x]), tmp_path)
     assert teacher(images)[2][0] is images
     assert not list(tmp_path.iterdir())
-
-
-def test_a_reader_keeps_no_answers(tmp_path: Path) -> None:
-    known, new = torch.rand(2, 2, 3, 5, 5)
-
-    def ask(images: Tensor) -> Answer:
-        return images[:, :, 0, 0], images[:, :, 0], []
-
-    Remembered(ask, tmp_path)(known)
-    reader = Remembered(ask, tmp_path, adds=False)
-    kept = list(tmp_path.iterdir())
-    assert torch.equal(reader(new)[0], new[:, :, 0, 0])
-    assert reader.saved == 0
-    reader(known)
-    assert reader.saved > 0
-    assert list(tmp_path.iterdir()) == kept
