@@ -24,7 +24,7 @@ from slimdeploy.cli.common import load_arrays, open_images
 from slimdeploy.console import note
 from slimdeploy.engine import open_engine
 from slimdeploy.files import sha256_file, write_text
-from slimdeploy.graph.storage import load_model, save_model
+from slimdeploy.graph.files.storage import load_model, save_model
 from slimdeploy.images import ImageFolder
 from slimdeploy.manifest import verify_manifest
 from slimdeploy.measure.feeding import infer_all

@@ -31,7 +31,7 @@ from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.files import write_text
 from slimdeploy.graph import slim_graph
 from slimdeploy.graph.dynamic import ChoicePlan
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, schedule_macs
 from slimdeploy.measure.timing import Clock, compare_latency

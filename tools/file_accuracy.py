@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from slimdeploy.console import note, progress_bar
 from slimdeploy.engine import open_engine
 from slimdeploy.files import write_text
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.stats import mean_interval
 from slimdeploy.schedule import KeepSchedule

@@ -144,7 +144,7 @@ def _run(*words: str) -> tuple[Cost, dict[str, Any]]:
 def stage(dense: Path, schedule: Path) -> None:
     """The graph stage on one file, in this process: load, slim, save."""
     from slimdeploy.graph import slim_graph
-    from slimdeploy.graph.storage import load_model, save_model
+    from slimdeploy.graph.files.storage import load_model, save_model
     from slimdeploy.schedule import KeepSchedule
 
     keep = KeepSchedule.read(schedule).keep
@@ -162,7 +162,7 @@ def build(name: str, output: Path) -> None:
     import timm
     import torch
 
-    from slimdeploy.graph.storage import MESSAGE_LIMIT
+    from slimdeploy.graph.files.storage import MESSAGE_LIMIT
 
     torch.manual_seed(0)
     model = timm.create_model(name).eval()

@@ -159,7 +159,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         InputError: if it is missing, truncated or no ONNX file, or weights lie outside its folder.
     """
-    from slimdeploy.graph.storage import load_model
+    from slimdeploy.graph.files.storage import load_model
 
     return load_model(path)
 
@@ -172,7 +172,7 @@ def check_weights_safe(target: Path, model: Path | None) -> None:
     """
     if model is None or not target.is_file():
         return
-    from slimdeploy.graph.storage import parse_model
+    from slimdeploy.graph.files.storage import parse_model
 
     check_writable(target, *(model.parent / name for name in external_files(parse_model(model))))
 

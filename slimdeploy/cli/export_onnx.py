@@ -17,9 +17,9 @@ from slimdeploy.cli.export_stage import PACKAGES, Stage
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
 from slimdeploy.errors import MissingError
 from slimdeploy.files import TEMPORARY
-from slimdeploy.graph.geometry import check_geometry
+from slimdeploy.graph.anatomy.geometry import check_geometry
+from slimdeploy.graph.files.storage import replaced_model, save_model, write_model
 from slimdeploy.graph.outputs import keep_outputs
-from slimdeploy.graph.storage import replaced_model, save_model, write_model
 from slimdeploy.manifest import write_manifest
 from slimdeploy.measure.parity import Parity
 from slimdeploy.preprocessing import Preprocessing

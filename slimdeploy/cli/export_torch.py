@@ -10,8 +10,8 @@ from slimdeploy.cli.common import command_line, onnx_logits, slim_weights
 from slimdeploy.cli.dynamic_check import replayed_parity
 from slimdeploy.cli.export_stage import PACKAGES, Stage
 from slimdeploy.errors import InputError, requires
+from slimdeploy.graph.files.storage import replaced_model, write_model
 from slimdeploy.graph.options import GraphOptions
-from slimdeploy.graph.storage import replaced_model, write_model
 from slimdeploy.manifest import write_manifest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule

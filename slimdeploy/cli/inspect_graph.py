@@ -10,10 +10,10 @@ from typing import Any
 from slimdeploy.cli.common import load_onnx
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.anatomy import Anatomy, read_anatomy
-from slimdeploy.graph.blocks import Block, find_blocks
-from slimdeploy.graph.geometry import geometry_of
+from slimdeploy.graph.anatomy.geometry import geometry_of
 from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.slimming import prepared
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
 from slimdeploy.manifest import manifest_path, read_manifest
 from slimdeploy.measure.macs import count_macs
 from slimdeploy.precision.state import precision_state

@@ -10,7 +10,7 @@ import onnx
 from slimdeploy.cli.common import load_onnx
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.anatomy import Anatomy, read_anatomy
-from slimdeploy.graph.geometry import geometry_of
+from slimdeploy.graph.anatomy.geometry import geometry_of
 from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.slimming import prepared
 from slimdeploy.manifest import manifest_path, read_manifest

@@ -19,8 +19,8 @@ from slimdeploy.cli.quantize_flags import Gates
 from slimdeploy.console import note, progress_bar
 from slimdeploy.errors import GateError, GraphError, InputError
 from slimdeploy.files import check_writable, disk_refusal, staged
+from slimdeploy.graph.files.storage import replaced_model, write_model
 from slimdeploy.graph.shapes import channels_last, runtime_inputs
-from slimdeploy.graph.storage import replaced_model, write_model
 from slimdeploy.manifest import Manifest, Source, manifest_path, verify_manifest, write_manifest
 from slimdeploy.precision.calibration import ArrayCalibration, Calibration, open_calibration
 from slimdeploy.precision.options import PrecisionOptions

@@ -15,7 +15,7 @@ from slimdeploy.cli.common import command_line, summary, summary_table
 from slimdeploy.cli.export_stage import PACKAGES
 from slimdeploy.cli.onnx_source import DenseFile
 from slimdeploy.files import staged
-from slimdeploy.graph.storage import replaced_model, write_model
+from slimdeploy.graph.files.storage import replaced_model, write_model
 from slimdeploy.manifest import Source, write_manifest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile

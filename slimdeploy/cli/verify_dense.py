@@ -185,7 +185,7 @@ def _check_schedule(check: Check, dense: onnx.ModelProto) -> None:
         InputError: with the first field that differs.
     """
     from slimdeploy.graph.anatomy import read_anatomy
-    from slimdeploy.graph.geometry import check_geometry, geometry_of
+    from slimdeploy.graph.anatomy.geometry import check_geometry, geometry_of
     from slimdeploy.graph.outputs import keep_outputs
     from slimdeploy.graph.slimming import prepared
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from slimdeploy.errors import InputError
-from slimdeploy.graph.external import tensor_values, tensors
-from slimdeploy.graph.storage import load_model
+from slimdeploy.graph.files.external import tensor_values, tensors
+from slimdeploy.graph.files.storage import load_model
 from slimdeploy.measure.onnx_file import load_structure
 
 _KINDS = onnx.TensorProto

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.blocks import find_blocks
-from slimdeploy.graph.prefix import entering_stream
+from slimdeploy.graph.anatomy.prefix import entering_stream
 from slimdeploy.graph.probes import probes_of
 from slimdeploy.graph.slimming import prepared
+from slimdeploy.graph.tokens.blocks import find_blocks
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import onnx
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.external import is_outside, tensor_values
-from slimdeploy.graph.storage import copy_fields
+from slimdeploy.graph.files.external import is_outside, tensor_values
+from slimdeploy.graph.files.storage import copy_fields
 
 
 class Cutter:

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.graph.external import tensor_values
+from slimdeploy.graph.files.external import tensor_values
 
 Floats = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.errors import GraphError
 from slimdeploy.files import TEMPORARY
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.store import Array, Store
 
 _SCORES = 1 << 27

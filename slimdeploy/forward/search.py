@@ -20,7 +20,7 @@ from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import Feed, feed_of
 from slimdeploy.forward.views import Views
 from slimdeploy.graph import GraphOptions, slim_graph
-from slimdeploy.graph.keep import token_order
+from slimdeploy.graph.tokens.keep import token_order
 from slimdeploy.images import spread
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry

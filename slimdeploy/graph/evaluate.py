@@ -8,12 +8,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from slimdeploy.graph.external import tensor_values
+from slimdeploy.graph.files.external import Array, tensor_values
 
-Array = NDArray[Any]
 Types: TypeAlias = Mapping[str, onnx.TypeProto]
 
 MOST_ELEMENTS = 1 << 26

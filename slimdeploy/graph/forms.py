@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from slimdeploy.graph.anatomy.prefix import stream_after
 from slimdeploy.graph.axes import Ids
-from slimdeploy.graph.blocks import Block, all_ids
-from slimdeploy.graph.emit import is_identity
-from slimdeploy.graph.keep import lifetime_order
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.passes.end_at import EndAt
@@ -18,7 +16,9 @@ from slimdeploy.graph.passes.permute_tokens import PermuteTokens
 from slimdeploy.graph.passes.select_tokens import SelectTokens
 from slimdeploy.graph.passes.split_projections import SplitProjections
 from slimdeploy.graph.passes.static_picks import StaticPicks
-from slimdeploy.graph.prefix import stream_after
+from slimdeploy.graph.selection.emit import is_identity
+from slimdeploy.graph.tokens.blocks import Block, all_ids
+from slimdeploy.graph.tokens.keep import lifetime_order
 from slimdeploy.graph.work import Work
 
 

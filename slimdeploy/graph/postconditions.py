@@ -9,10 +9,10 @@ from typing import NamedTuple
 import onnx
 
 from slimdeploy.errors import GraphError, one_line
-from slimdeploy.graph.blocks import find_blocks
+from slimdeploy.graph.files.structure import structure
 from slimdeploy.graph.passes.unflatten_tokens import unflatten
-from slimdeploy.graph.selections import whole_selection
-from slimdeploy.graph.structure import structure
+from slimdeploy.graph.selection.recognise import whole_selection
+from slimdeploy.graph.tokens.blocks import find_blocks
 from slimdeploy.graph.work import Work, node_error
 
 _NAMES = (

@@ -13,8 +13,8 @@ import onnx
 from onnx.inliner import inline_local_functions
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.blocks import Block, find_blocks
 from slimdeploy.graph.slimming import prepared
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
 from slimdeploy.graph.work import Node, Work, is_constant
 
 _SELECTIONS = ("Gather", "Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast")

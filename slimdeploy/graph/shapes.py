@@ -15,8 +15,9 @@ import onnx
 
 from slimdeploy.errors import GraphError, InputError, one_line
 from slimdeploy.graph.axes.relation import Shape
-from slimdeploy.graph.evaluate import Array, Types, evaluate, is_affordable
-from slimdeploy.graph.stored import SMALL, Held, Values, hold
+from slimdeploy.graph.evaluate import Types, evaluate, is_affordable
+from slimdeploy.graph.files.external import Array
+from slimdeploy.graph.files.stored import SMALL, Held, Values, hold
 
 _BATCHES = (2, 3)
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 import onnx
 
 from slimdeploy.errors import GateError, GraphError, InputError
-from slimdeploy.graph.blocks import dense_tokens, find_blocks
 from slimdeploy.graph.dynamic import ChoicePlan, dynamic_selection, record_choices
-from slimdeploy.graph.flow import trace
+from slimdeploy.graph.files.structure import add_shapes
 from slimdeploy.graph.forbid import check_absent, check_names
 from slimdeploy.graph.forms import input_passes, no_selection, selection
-from slimdeploy.graph.keep import checked_keep, record_order
 from slimdeploy.graph.optimize import optimizations
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes import (
@@ -28,7 +26,9 @@ from slimdeploy.graph.passes import (
 )
 from slimdeploy.graph.passes.unflatten_tokens import unflatten
 from slimdeploy.graph.postconditions import BlockCount, check_graph
-from slimdeploy.graph.structure import add_shapes
+from slimdeploy.graph.tokens.blocks import dense_tokens, find_blocks
+from slimdeploy.graph.tokens.flow import trace
+from slimdeploy.graph.tokens.keep import checked_keep, record_order
 from slimdeploy.graph.work import Work
 
 _OLDEST_OPSET = 13

@@ -11,11 +11,11 @@ import onnx_graphsurgeon as gs
 
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Op, Relation, opaque, relate
-from slimdeploy.graph.convert import constants_of, import_graph, in_order, nodes_of
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.convert import constants_of, import_graph, in_order, nodes_of
+from slimdeploy.graph.files.external import Array
+from slimdeploy.graph.files.storage import copy_fields
+from slimdeploy.graph.files.structure import add_initializer
 from slimdeploy.graph.shapes import Facts, infer
-from slimdeploy.graph.storage import copy_fields
-from slimdeploy.graph.structure import add_initializer
 
 Node: TypeAlias = Any  # onnx_graphsurgeon is untyped
 Tensor: TypeAlias = Any

@@ -18,8 +18,8 @@ import onnx
 from onnx import helper, inliner, shape_inference
 
 from slimdeploy.errors import InputError, one_line
-from slimdeploy.graph.storage import load_model
-from slimdeploy.graph.structure import structure
+from slimdeploy.graph.files.storage import load_model
+from slimdeploy.graph.files.structure import structure
 
 Shape = tuple[int | None, ...]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 
 from slimdeploy.files import sha256_file
-from slimdeploy.graph.external import checked_stretch, is_outside, location_of, tensors
-from slimdeploy.graph.storage import parse_model
+from slimdeploy.graph.files.external import checked_stretch, is_outside, location_of, tensors
+from slimdeploy.graph.files.storage import parse_model
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 _NOT_WEIGHTS = ("undefined", "bool", "string", "int32", "int64", "uint32", "uint64")

@@ -19,10 +19,10 @@ import onnx
 from slimdeploy.engine import Engine, open_engine
 from slimdeploy.errors import GateError, GraphError
 from slimdeploy.files import TEMPORARY
-from slimdeploy.graph.keep import token_order
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.graph.masked import masked_graph, masked_streams
 from slimdeploy.graph.probes import Probe, with_streams
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.tokens.keep import token_order
 from slimdeploy.measure.block_parity import Array, BlockParity, Point, Spot, StreamParity
 from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.parity import Parity, compare_outputs

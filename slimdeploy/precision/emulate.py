@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from slimdeploy.files import TEMPORARY
-from slimdeploy.graph.storage import load_model, save_model
+from slimdeploy.graph.files.storage import load_model, save_model
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant
 
 _FLOAT, _BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import InputError
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.work import Tensor, Work, is_constant, node_error, producer
 from slimdeploy.precision.cast_low import NUMPY_TYPES

@@ -13,8 +13,8 @@ import onnx
 from slimdeploy.engine import OnnxRuntimeEngine
 from slimdeploy.errors import GateError
 from slimdeploy.files import TEMPORARY
-from slimdeploy.graph.evaluate import Array
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.external import Array
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.graph.work import Work
 from slimdeploy.measure.feeding import infer_all
 from slimdeploy.precision.calibration import Calibration

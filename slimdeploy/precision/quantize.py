@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 
 from slimdeploy.errors import GraphError, InputError
+from slimdeploy.graph.files.structure import add_shapes
 from slimdeploy.graph.passes import FoldConstants, Pass, Tidy, run
-from slimdeploy.graph.structure import add_shapes
 from slimdeploy.graph.work import Work, is_constant, label
 from slimdeploy.precision.calibration import Calibration
 from slimdeploy.precision.cast_low import CastLow

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from slimdeploy import __version__
 from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes, write_text
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.work import Work
 from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.precision.calibration import Calibration

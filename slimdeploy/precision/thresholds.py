@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import InputError
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
 
 Method = Literal["minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy")

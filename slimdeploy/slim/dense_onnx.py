@@ -17,7 +17,7 @@ import onnx
 import torch
 
 from slimdeploy.errors import InputError, one_line, requires
-from slimdeploy.graph.storage import load_model
+from slimdeploy.graph.files.storage import load_model
 from slimdeploy.slim.choices import Exporter
 from slimdeploy.slim.types import Vit
 

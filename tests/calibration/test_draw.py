@@ -10,7 +10,7 @@ import pytest
 
 from calibration.draw import Drawn, list_images, make
 from slimdeploy.errors import GateError, InputError
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.images import ImageFolder
 from slimdeploy.manifest import write_manifest
 from slimdeploy.precision.calibration import open_calibration

@@ -331,7 +331,7 @@ def test_a_full_disk_names_the_output(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("slimdeploy.graph.storage._write_message", full)
+    monkeypatch.setattr("slimdeploy.graph.files.storage._write_message", full)
     slim = dense.with_name("slim.onnx")
     line = fails(capsys, "export", "--onnx", dense, "--lossless", "--output", slim)
     assert line.endswith("slim.onnx: cannot be written (No space left on device); make room there "

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from slimdeploy.cli import main
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.manifest import verify_manifest
 from slimdeploy.precision.ranges import Ranges
 from tests.graph.exports import export

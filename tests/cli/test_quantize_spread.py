@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from slimdeploy.cli import main
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from tests.graph.text import model
 
 IMAGES = 100

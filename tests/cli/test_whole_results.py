@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from slimdeploy import files
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.manifest import verify_manifest
 from tests.cli.faults import error_of, full_for
 from tests.graph.exports import export

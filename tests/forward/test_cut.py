@@ -13,7 +13,7 @@ from slimdeploy.forward.refit import refit_graph
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import feed_of, open_part
 from slimdeploy.graph import dense_graph, slim_graph
-from slimdeploy.graph.structure import add_shapes
+from slimdeploy.graph.files.structure import add_shapes
 from slimdeploy.store import open_store
 from tests.graph.text import lines, model
 from tests.graph.vit_text import TOKENS, WIDTH, vit

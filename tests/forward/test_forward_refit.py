@@ -16,8 +16,8 @@ from slimdeploy.forward.linear import Linear, find_linear
 from slimdeploy.forward.refit import Refit, refit_graph, transfer
 from slimdeploy.forward.ridge import Normal, RidgeOptions
 from slimdeploy.graph import GraphOptions, dense_graph, slim_graph
-from slimdeploy.graph.keep import token_order
 from slimdeploy.graph.masked import masked_graph
+from slimdeploy.graph.tokens.keep import token_order
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.refit import RefitOptions, refit_model

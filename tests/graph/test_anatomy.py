@@ -9,7 +9,7 @@ import pytest
 
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.anatomy import Anatomy, read_anatomy
-from slimdeploy.graph.geometry import check_geometry, geometry_of
+from slimdeploy.graph.anatomy.geometry import check_geometry, geometry_of
 from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.slimming import prepared
 from slimdeploy.slim.timm_models import describe

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.blocks import find_blocks, token_axes
+from slimdeploy.graph.tokens.blocks import find_blocks, token_axes
 from slimdeploy.graph.work import Work
 from tests.graph.text import model
 from tests.graph.vit_text import vit

@@ -16,9 +16,9 @@ from onnx.reference import ReferenceEvaluator
 
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph import GraphOptions, check_graph, dense_graph, lossless_graph, slim_graph
-from slimdeploy.graph.emit import Pick, runs, select
-from slimdeploy.graph.keep import ORDER_KEY, lifetime_order, token_order
 from slimdeploy.graph.options import Select
+from slimdeploy.graph.selection.emit import Pick, runs, select
+from slimdeploy.graph.tokens.keep import ORDER_KEY, lifetime_order, token_order
 from slimdeploy.graph.work import Work
 from tests.graph.exports import DEPTH, EXPORTERS, build, export, run
 from tests.graph.reference import compact as compact_torch

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from slimdeploy.cli import main
 from slimdeploy.errors import InputError, SlimdeployError
 from slimdeploy.graph import lossless_graph, slim_graph
+from slimdeploy.graph.files.storage import load_model
 from slimdeploy.graph.masked import masked_graph
-from slimdeploy.graph.storage import load_model
 from tests.graph.damage import DAMAGE, LEGAL
 from tests.graph.exports import IMAGE, export
 from tests.graph.vit_text import TOKENS, compact, vit

@@ -13,14 +13,14 @@ from onnx.reference import ReferenceEvaluator
 
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.graph import GraphOptions, check_graph, dense_graph, lossless_graph, slim_graph
-from slimdeploy.graph.blocks import find_blocks
-from slimdeploy.graph.keep import token_order
+from slimdeploy.graph.anatomy.prefix import entering_stream
 from slimdeploy.graph.options import Select
 from slimdeploy.graph.passes import Pass, run
 from slimdeploy.graph.passes.end_at import EndAt
 from slimdeploy.graph.passes.fix_batch import FixBatch
 from slimdeploy.graph.passes.input_layout import ChannelsLast
-from slimdeploy.graph.prefix import entering_stream
+from slimdeploy.graph.tokens.blocks import find_blocks
+from slimdeploy.graph.tokens.keep import token_order
 from slimdeploy.graph.work import Work
 from tests.graph.exports import DEPTH, EXPORTERS, build, export
 from tests.graph.reference import Floats, compact, random_keep

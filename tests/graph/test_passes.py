@@ -17,7 +17,7 @@ from slimdeploy.graph.passes import (
     Tidy,
     run,
 )
-from slimdeploy.graph.passes.canonical_reshape import reshape_target, set_target
+from slimdeploy.graph.reshapes import reshape_target, set_target
 from slimdeploy.graph.work import Work
 from tests.graph.text import lines, model
 

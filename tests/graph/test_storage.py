@@ -11,10 +11,11 @@ import pytest
 
 from slimdeploy.engine import OnnxRuntimeEngine
 from slimdeploy.errors import InputError
-from slimdeploy.graph import lossless_graph, slim_graph, storage
-from slimdeploy.graph.external import is_outside, location_of, tensor_values
-from slimdeploy.graph.storage import load_model, save_model
-from slimdeploy.graph.stored import StoredConstant
+from slimdeploy.graph import lossless_graph, slim_graph
+from slimdeploy.graph.files import storage
+from slimdeploy.graph.files.external import is_outside, location_of, tensor_values
+from slimdeploy.graph.files.storage import load_model, save_model
+from slimdeploy.graph.files.stored import StoredConstant
 from slimdeploy.graph.work import Work
 from slimdeploy.measure.macs import count_macs
 from slimdeploy.measure.onnx_file import load_structure

@@ -10,7 +10,7 @@ import pytest
 
 from slimdeploy.engine import OnnxRuntimeEngine
 from slimdeploy.errors import InputError
-from slimdeploy.graph.storage import save_model
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.precision.emulate import emulated_file
 from slimdeploy.precision.options import PrecisionOptions
 from slimdeploy.precision.quantize import quantized_graph

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.errors import InputError
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.graph.passes import run as run_passes
 from slimdeploy.graph.slimming import slim_graph
-from slimdeploy.graph.storage import save_model
 from slimdeploy.graph.work import Work, is_constant, producer
 from slimdeploy.precision.calibration import ArrayCalibration
 from slimdeploy.precision.insert_qdq import FP8, INT8, InsertQdq, on_grid, step

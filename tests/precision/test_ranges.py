@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.errors import InputError
+from slimdeploy.graph.files.storage import save_model
 from slimdeploy.graph.passes import run as run_passes
-from slimdeploy.graph.storage import save_model
 from slimdeploy.graph.work import Work
 from slimdeploy.precision.calibration import ArrayCalibration
 from slimdeploy.precision.ranges import Ranges, ranges_of

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from slimdeploy.errors import SlimdeployError, one_line
 from slimdeploy.graph import GraphOptions, lossless_graph, slim_graph
-from slimdeploy.graph.blocks import find_blocks
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.graph.slimming import prepared
+from slimdeploy.graph.tokens.blocks import find_blocks
 from tools.matrix.exporters import Exporter, export
 from tools.matrix.families import Family
 

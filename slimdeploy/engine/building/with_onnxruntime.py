@@ -95,7 +95,7 @@ def _attentions(path: Path) -> tuple[Attention, ...]:
     """
     import onnx
 
-    from slimdeploy.graph.storage import parse_model
+    from slimdeploy.graph.files.storage import parse_model
 
     model = parse_model(path)
     nodes = [node for node in model.graph.node if node.op_type == "Softmax"]
@@ -113,9 +113,9 @@ def _attentions(path: Path) -> tuple[Attention, ...]:
 
 def _parsed_attentions(path: Path) -> tuple[Attention, ...]:
     """Token counts of the model that was given, where the optimised one has no softmax left."""
-    from slimdeploy.graph.blocks import find_blocks
+    from slimdeploy.graph.files.storage import load_model
     from slimdeploy.graph.slimming import prepared
-    from slimdeploy.graph.storage import load_model
+    from slimdeploy.graph.tokens.blocks import find_blocks
 
     try:
         blocks, _ = find_blocks(prepared(load_model(path)))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids
-from slimdeploy.graph.blocks import Block, all_ids
-from slimdeploy.graph.flow import trace
+from slimdeploy.graph.tokens.blocks import Block, all_ids
+from slimdeploy.graph.tokens.flow import trace
 from slimdeploy.graph.work import Work
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from slimdeploy.graph.anatomy.head import Head, read_head
 from slimdeploy.graph.anatomy.origin import Image, origin_of_tokens
+from slimdeploy.graph.anatomy.prefix import entering_stream
 from slimdeploy.graph.anatomy.sizes import classes, heads, mlp_width
-from slimdeploy.graph.blocks import Block, dense_tokens, find_blocks, token_axes
-from slimdeploy.graph.prefix import entering_stream
+from slimdeploy.graph.tokens.blocks import Block, dense_tokens, find_blocks, token_axes
 from slimdeploy.graph.work import Work, is_constant, label
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from slimdeploy.graph.blocks import Block
-from slimdeploy.graph.prefix import entering_stream
+from slimdeploy.graph.anatomy.prefix import entering_stream
+from slimdeploy.graph.tokens.blocks import Block
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, producer
 
 

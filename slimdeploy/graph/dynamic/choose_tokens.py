@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.axes import Ids
-from slimdeploy.graph.blocks import Block
 from slimdeploy.graph.dynamic.emit_scores import (
     best_rows,
     predictor_scores,
@@ -14,13 +13,14 @@ from slimdeploy.graph.dynamic.emit_scores import (
     squared_norms,
 )
 from slimdeploy.graph.dynamic.plan import ChoicePlan
-from slimdeploy.graph.flow import Flow
 from slimdeploy.graph.forms import no_selection
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.passes.select_tokens import SelectTokens
 from slimdeploy.graph.passes.split_projections import SplitProjections
-from slimdeploy.graph.rewrite import Rewriter
+from slimdeploy.graph.selection.rewrite import Rewriter
+from slimdeploy.graph.tokens.blocks import Block
+from slimdeploy.graph.tokens.flow import Flow
 from slimdeploy.graph.work import Tensor, Work, is_constant
 
 _BOUND = 1e4

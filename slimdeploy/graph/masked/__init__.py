@@ -15,11 +15,11 @@ from typing import Literal
 import onnx
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.keep import checked_keep
 from slimdeploy.graph.masked.pooling import pool_over
 from slimdeploy.graph.masked.scores import Editor
 from slimdeploy.graph.probes import Probe, add_outputs, inlined, probes_of, stream_names
 from slimdeploy.graph.slimming import prepared
+from slimdeploy.graph.tokens.keep import checked_keep
 from slimdeploy.graph.work import Work
 
 __all__ = ["masked_graph", "masked_streams"]

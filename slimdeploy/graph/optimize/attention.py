@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from slimdeploy.graph.blocks import Block, find_blocks
 from slimdeploy.graph.optimize.base import Optimization
 from slimdeploy.graph.optimize.patterns import bypass, made_by
 from slimdeploy.graph.optimize.projection import computed, factor, way_back
 from slimdeploy.graph.optimize.scores import Scores, weighted_sum
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
 from slimdeploy.graph.work import Node, Tensor, Work
 
 _ATTENTION_OPSET = 23

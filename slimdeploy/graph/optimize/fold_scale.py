@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from slimdeploy.graph.blocks import Block, find_blocks
 from slimdeploy.graph.optimize.base import Optimization
 from slimdeploy.graph.optimize.patterns import bypass
 from slimdeploy.graph.optimize.projection import Projection, computed, factor, way_back
 from slimdeploy.graph.optimize.scores import Scores
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
 from slimdeploy.graph.work import Node, Work
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.optimize.base import Optimization
 from slimdeploy.graph.optimize.patterns import bypass, is_end, only_reader, scalar
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, producer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimdeploy.graph.axes import Shape
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.optimize.base import Optimization
 from slimdeploy.graph.optimize.patterns import (
     is_end,
@@ -15,7 +15,7 @@ from slimdeploy.graph.optimize.patterns import (
     only_reader,
     operands,
 )
-from slimdeploy.graph.passes.canonical_reshape import reshape_target, set_target
+from slimdeploy.graph.reshapes import reshape_target, set_target
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant
 
 _ROW_WISE = frozenset(

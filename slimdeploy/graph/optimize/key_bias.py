@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from slimdeploy.graph.blocks import Block, find_blocks
 from slimdeploy.graph.optimize.base import Optimization
 from slimdeploy.graph.optimize.patterns import bypass
 from slimdeploy.graph.optimize.projection import bias_of, computed, way_back
 from slimdeploy.graph.optimize.scores import Scores
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
 from slimdeploy.graph.work import Work, producer
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, producer
 
 FLOATS = frozenset((np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.optimize.patterns import (
     cast_like,
     is_float,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slimdeploy.graph.blocks import Block
 from slimdeploy.graph.optimize.patterns import only_reader
 from slimdeploy.graph.optimize.projection import factor
+from slimdeploy.graph.tokens.blocks import Block
 from slimdeploy.graph.work import Node, Work, label
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from slimdeploy.graph.blocks import Block, find_blocks
-from slimdeploy.graph.evaluate import Array, evaluate
+from slimdeploy.graph.evaluate import evaluate
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.optimize.base import Optimization
 from slimdeploy.graph.optimize.patterns import bypass, cast_like, only_reader, wide
 from slimdeploy.graph.optimize.projection import (
@@ -19,6 +19,7 @@ from slimdeploy.graph.optimize.projection import (
     way_on,
 )
 from slimdeploy.graph.optimize.scores import weighted_sum
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, producer
 
 _BATCH = 2

@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from slimdeploy.errors import InputError
 from slimdeploy.graph.passes.base import Pass
-from slimdeploy.graph.rewrite import become_identity
+from slimdeploy.graph.selection.rewrite import become_identity
 from slimdeploy.graph.shapes import channels_last
 from slimdeploy.graph.work import Node, Tensor, Work, drop_identities, replace_uses
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from slimdeploy.graph.anatomy.prefix import entering_stream
 from slimdeploy.graph.axes import Ids
-from slimdeploy.graph.blocks import find_blocks
-from slimdeploy.graph.emit import Pick, is_identity, select, select_constant
 from slimdeploy.graph.options import Select
-from slimdeploy.graph.orders import Orders, plan
 from slimdeploy.graph.passes.base import Pass
-from slimdeploy.graph.prefix import entering_stream
+from slimdeploy.graph.selection.emit import Pick, is_identity, select, select_constant
+from slimdeploy.graph.selection.orders import Orders, plan
+from slimdeploy.graph.tokens.blocks import find_blocks
 from slimdeploy.graph.work import Tensor, Work, is_constant
 
 

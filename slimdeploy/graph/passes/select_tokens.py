@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids, Shape
-from slimdeploy.graph.blocks import Block, find_blocks
-from slimdeploy.graph.flow import Flow, trace
 from slimdeploy.graph.options import Select
 from slimdeploy.graph.passes.base import Pass
-from slimdeploy.graph.rewrite import Rewriter
+from slimdeploy.graph.selection.rewrite import Rewriter
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
+from slimdeploy.graph.tokens.flow import Flow, trace
 from slimdeploy.graph.work import Work, drop_identities
 
 

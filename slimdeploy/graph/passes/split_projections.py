@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 
 from slimdeploy.graph.axes import Ids
-from slimdeploy.graph.blocks import Block, find_blocks
-from slimdeploy.graph.evaluate import Array, evaluate
-from slimdeploy.graph.flow import Flow, trace
+from slimdeploy.graph.evaluate import evaluate
+from slimdeploy.graph.files.external import Array
 from slimdeploy.graph.passes.base import Pass
+from slimdeploy.graph.tokens.blocks import Block, find_blocks
+from slimdeploy.graph.tokens.flow import Flow, trace
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, label, producer, replace_uses
 
 _LAYOUT = ("Reshape", "Transpose", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze")

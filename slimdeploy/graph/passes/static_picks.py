@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from slimdeploy.graph.axes import Ids
-from slimdeploy.graph.emit import FLOAT_TYPES, Pick, is_identity, select
 from slimdeploy.graph.options import Select
 from slimdeploy.graph.passes.base import Pass
-from slimdeploy.graph.rewrite import become_identity
+from slimdeploy.graph.selection.emit import FLOAT_TYPES, Pick, is_identity, select
+from slimdeploy.graph.selection.rewrite import become_identity
 from slimdeploy.graph.work import Node, Tensor, Work, drop_identities, is_constant, node_error
 
 

@@ -11,7 +11,7 @@ from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Shape
 from slimdeploy.graph.axes.elementwise import ELEMENTWISE
 from slimdeploy.graph.passes.base import Pass, run
-from slimdeploy.graph.passes.canonical_reshape import reshape_target, set_target
+from slimdeploy.graph.reshapes import reshape_target, set_target
 from slimdeploy.graph.work import Node, Tensor, Work, drop_identities, is_constant
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "Softmax")

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from slimdeploy.graph.blocks import find_blocks
 from slimdeploy.graph.optimize import Gemm2D
 from slimdeploy.graph.passes import UnflattenTokens
+from slimdeploy.graph.tokens.blocks import find_blocks
 from slimdeploy.graph.work import Work
 from tests.graph.optimize.attention_text import block, difference, infer, optimised, used
 from tests.graph.text import lines, model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slimdeploy.graph.blocks import find_blocks
 from slimdeploy.graph.optimize import AttentionOp, DropKeyBias, FoldValueBias, MergedHeads
+from slimdeploy.graph.tokens.blocks import find_blocks
 from tests.graph.optimize.attention_text import STEPS, block, difference, optimised
 from tests.graph.text import lines
 

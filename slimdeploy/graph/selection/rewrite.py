@@ -12,11 +12,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from slimdeploy.graph.axes import Ids, Link, Port, Shape
-from slimdeploy.graph.blocks import all_ids
-from slimdeploy.graph.emit import Pick, is_identity, positions, select, select_constant
-from slimdeploy.graph.flow import Flow
 from slimdeploy.graph.options import Select
-from slimdeploy.graph.passes.canonical_reshape import set_target
+from slimdeploy.graph.reshapes import set_target
+from slimdeploy.graph.selection.emit import Pick, is_identity, positions, select, select_constant
+from slimdeploy.graph.tokens.blocks import all_ids
+from slimdeploy.graph.tokens.flow import Flow
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, is_read, node_error
 
 

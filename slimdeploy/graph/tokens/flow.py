@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids, Link, Port, Relation
-from slimdeploy.graph.blocks import Block, all_ids, token_axes
-from slimdeploy.graph.weights import Axis, carry_weights
+from slimdeploy.graph.tokens.attention_weights import Axis, carry_weights
+from slimdeploy.graph.tokens.blocks import Block, all_ids, token_axes
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, is_read, node_error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slimdeploy.errors import InputError
-from slimdeploy.graph.blocks import Block
+from slimdeploy.graph.tokens.blocks import Block
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, node_error, producer
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from slimdeploy.errors import InputError
 from slimdeploy.graph.axes import Ids, Link, Port, Relation
 from slimdeploy.graph.axes.layout import REDUCTIONS
-from slimdeploy.graph.blocks import all_ids
-from slimdeploy.graph.emit import positions
-from slimdeploy.graph.evaluate import Array
+from slimdeploy.graph.files.external import Array
+from slimdeploy.graph.selection.emit import positions
+from slimdeploy.graph.tokens.blocks import all_ids
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant, label, producer
 
 _REMEDY = "write the selections with --select gather, slice-concat or one-hot"

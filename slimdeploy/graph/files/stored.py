@@ -12,8 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from slimdeploy.errors import GraphError
-from slimdeploy.graph.evaluate import Array
-from slimdeploy.graph.external import is_outside, stored_bytes, tensor_values
+from slimdeploy.graph.files.external import Array, is_outside, stored_bytes, tensor_values
 
 SMALL = 4096
 """Tensors with more elements than this are data; neither shapes nor positions are read off them."""

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from slimdeploy.errors import InputError
 from slimdeploy.files import disk_errors, staged, unreadable
-from slimdeploy.graph.external import (
+from slimdeploy.graph.files.external import (
     checked_stretch,
     is_outside,
     location_of,

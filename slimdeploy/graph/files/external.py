@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from slimdeploy.errors import InputError
 from slimdeploy.files import unreadable
 
+Array = NDArray[Any]
+
 
 class Stretch(NamedTuple):
     """Where a tensor's bytes lie: a checked file, and a part of it."""
@@ -158,7 +160,7 @@ def is_outside(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
-def tensor_values(tensor: onnx.TensorProto) -> NDArray[Any]:
+def tensor_values(tensor: onnx.TensorProto) -> Array:
     """The numbers of a tensor of a loaded model, read from its file if they lie there.
 
     Raises:

@@ -12,8 +12,8 @@ import onnx
 import onnx.inliner
 
 from slimdeploy.errors import GraphError, one_line
-from slimdeploy.graph.storage import copy_fields
-from slimdeploy.graph.stored import SMALL, Held, StoredValues, hold
+from slimdeploy.graph.files.storage import copy_fields
+from slimdeploy.graph.files.stored import SMALL, Held, StoredValues, hold
 
 
 def structure(model: onnx.ModelProto) -> onnx.ModelProto:

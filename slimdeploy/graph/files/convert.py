@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from slimdeploy.errors import GraphError, one_line
-from slimdeploy.graph.sanity import OWN_DOMAINS, check_nodes, check_source
-from slimdeploy.graph.storage import copy_fields
-from slimdeploy.graph.stored import Held, StoredConstant, hold
-from slimdeploy.graph.structure import declare, inlined
+from slimdeploy.graph.files.sanity import OWN_DOMAINS, check_nodes, check_source
+from slimdeploy.graph.files.storage import copy_fields
+from slimdeploy.graph.files.stored import Held, StoredConstant, hold
+from slimdeploy.graph.files.structure import declare, inlined
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL  # it prints; what matters is raised
 

@@ -1,0 +1,1 @@
+"""How a selection of tokens is written into a graph, and recognised in one."""
