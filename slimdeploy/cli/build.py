@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from slimdeploy.cli.common import command_line, separated, show
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.building.request import Backend, BuildRequest, HardwareCompatibility
-from slimdeploy.engine.onnxruntime import Provider
+from slimdeploy.engine.sessions import Provider
 from slimdeploy.files import check_writable
 from slimdeploy.manifest import read_manifest
 
@@ -132,6 +132,6 @@ def _result(output: Path, built: Built) -> dict[str, Any]:
 
 def report_lines(output: Path, built: Built) -> str:
     """What was built, for a person."""
-    from slimdeploy.cli.inspect_plan import record_lines
+    from slimdeploy.cli.inspect.engine import record_lines
 
     return "\n".join([f"{output}", *record_lines(built.record)])

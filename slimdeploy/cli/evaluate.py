@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slimdeploy.cli.common import check_weights_safe, open_images, show
 from slimdeploy.cli.numbers import Count, OptionalCount
 from slimdeploy.console import progress_bar
-from slimdeploy.engine.onnxruntime import Provider
+from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.manifest import manifest_path, verify_manifest
 from slimdeploy.report.tables import accuracy_table

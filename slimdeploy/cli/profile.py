@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slimdeploy.cli.common import show
 from slimdeploy.cli.numbers import Count, Seed
 from slimdeploy.console import progress_bar
-from slimdeploy.engine.onnxruntime import Provider
+from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.report.tables import latency_table
 

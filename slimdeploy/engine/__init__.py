@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine, Provider
+from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.engine.protocol import Engine, EngineInfo, TensorInfo
+from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import InputError
 
 __all__ = ["PLANS", "Engine", "EngineInfo", "OnnxRuntimeEngine", "TensorInfo", "open_engine"]

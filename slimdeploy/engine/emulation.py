@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdeploy.engine.onnxruntime import open_session, session_options
+from slimdeploy.engine.sessions import open_session, session_options
 
 if TYPE_CHECKING:
     import onnxruntime

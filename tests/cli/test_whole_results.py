@@ -25,7 +25,8 @@ MOST = 24
 KILLED = """
 import os, signal, sys
 import onnxruntime
-from slimdeploy.cli import main, {modules}
+import slimdeploy.cli.{modules}
+from slimdeploy.cli import main
 
 def dying(folder, count):
     left = [count]
@@ -87,7 +88,7 @@ FILES = {
     "exported": {"q.onnx", "q.onnx.json"},
     "slimmed": {"q.onnx", "q.onnx.json", "sched.json", "dense.onnx", "dense.onnx.json"},
 }
-MODULES = {"small": "quantize_stage", "exported": "export_onnx", "slimmed": "slim_onnx"}
+MODULES = {"small": "quantize.run", "exported": "export.from_onnx", "slimmed": "slim.from_onnx"}
 
 
 @pytest.mark.parametrize("command", FILES)

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from slimdeploy.engine.onnxruntime import Provider
 from slimdeploy.engine.protocol import TensorInfo
+from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import InputError
 
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]

@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING, Any
 from slimdeploy.engine.building.report import BuildReport
 from slimdeploy.engine.building.request import BuildRequest
 from slimdeploy.engine.gpu import find_gpu
-from slimdeploy.engine.onnxruntime import (
-    PROVIDERS,
-    open_session,
-    session_options,
-    tensor_info,
-    usable_cores,
-)
+from slimdeploy.engine.onnxruntime import tensor_info, usable_cores
 from slimdeploy.engine.protocol import TensorInfo
+from slimdeploy.engine.sessions import PROVIDERS, open_session, session_options
 from slimdeploy.engine.trt.parse import Attention
 from slimdeploy.errors import GraphError, InputError, MissingError, one_line, requires
 

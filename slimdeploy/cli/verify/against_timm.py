@@ -15,7 +15,7 @@ from slimdeploy.cli.common import (
     slim_weights,
 )
 from slimdeploy.cli.dynamic_check import replayed_parity
-from slimdeploy.cli.export_torch import check_made_for
+from slimdeploy.cli.export.from_timm import check_made_for
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.manifest import Manifest

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, load_arrays, weights_file, write_schedule
-from slimdeploy.cli.slim_flags import refuse
+from slimdeploy.cli.slim.flags import refuse
 from slimdeploy.console import told_steps
 from slimdeploy.errors import InputError
 from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile

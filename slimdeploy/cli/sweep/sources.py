@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from slimdeploy.cli.export_stage import Stage
-from slimdeploy.cli.sweep_plan import Calibration, Point
+from slimdeploy.cli.export.stage import Stage
+from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.preprocessing import Preprocessing

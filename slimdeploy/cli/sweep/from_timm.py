@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from slimdeploy.cli.export_torch import TorchExport, export_timm
-from slimdeploy.cli.slim import draw_images, search_schedule
-from slimdeploy.cli.sweep_plan import Calibration, Point
-from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, export_stage
-from slimdeploy.cli.verify_torch import torch_parity
+from slimdeploy.cli.export.from_timm import TorchExport, export_timm
+from slimdeploy.cli.slim.verb import draw_images, search_schedule
+from slimdeploy.cli.sweep.points import Calibration, Point
+from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
+from slimdeploy.cli.verify.against_timm import torch_parity
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.graph.options import GraphOptions

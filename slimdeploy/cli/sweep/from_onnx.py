@@ -9,12 +9,12 @@ from typing import Any
 
 from slimdeploy.cli.common import separated
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
-from slimdeploy.cli.slim_flags import FileFlags
-from slimdeploy.cli.slim_onnx import OnnxSlim, check_pooling, write_slim_file
-from slimdeploy.cli.sweep_plan import Calibration, Point
-from slimdeploy.cli.sweep_sources import VERIFIED_IMAGES, Made, export_stage
-from slimdeploy.cli.verify_check import Check
-from slimdeploy.cli.verify_dense import prove_file, require_proven
+from slimdeploy.cli.slim.flags import FileFlags
+from slimdeploy.cli.slim.from_onnx import OnnxSlim, check_pooling, write_slim_file
+from slimdeploy.cli.sweep.points import Calibration, Point
+from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
+from slimdeploy.cli.verify.against_dense import prove_file, require_proven
+from slimdeploy.cli.verify.check import Check
 from slimdeploy.errors import InputError
 from slimdeploy.forward.choices import require_forward
 from slimdeploy.graph.options import GraphOptions
@@ -76,7 +76,7 @@ class OnnxSource:
         outputs, target = separated(self.flags.outputs), folder / "dense.onnx"
         if not self.flags.optimize and not outputs:
             return self.path
-        from slimdeploy.cli.export_onnx import export_file
+        from slimdeploy.cli.export.from_onnx import export_file
 
         stage = export_stage(None, GraphOptions(optimize=self.flags.optimize))
         export_file(stage, self.path, outputs, target)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from slimdeploy.cli.sweep_run import Sweep, Swept
+from slimdeploy.cli.sweep.run import Sweep, Swept
 from slimdeploy.macs import dense_macs
 from slimdeploy.manifest import package_versions
 from slimdeploy.measure.onnx_file import model_digest

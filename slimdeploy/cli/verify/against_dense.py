@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import check_weights_safe, command_line, load_onnx, show
-from slimdeploy.cli.verify_check import Check
-from slimdeploy.cli.verify_record import (
+from slimdeploy.cli.verify.check import Check
+from slimdeploy.cli.verify.record import (
     first_failure,
     identity,
     proof_record,

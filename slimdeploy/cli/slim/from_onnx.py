@@ -16,8 +16,8 @@ from slimdeploy.cli.common import (
     weights_file,
 )
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
-from slimdeploy.cli.slim_flags import FileFlags
-from slimdeploy.cli.slim_record import result_of, schedule_of, sentences, write_files
+from slimdeploy.cli.slim.flags import FileFlags
+from slimdeploy.cli.slim.record import result_of, schedule_of, sentences, write_files
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import InputError, requires

@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, open_images, show
 from slimdeploy.cli.numbers import Count, OptionalCount
-from slimdeploy.cli.slim_flags import FileFlags, refuse
-from slimdeploy.cli.sweep_plan import Calibration, Timing, listed, open_folder, points_of
+from slimdeploy.cli.slim.flags import FileFlags, refuse
+from slimdeploy.cli.sweep.points import Calibration, Timing, listed, open_folder, points_of
 from slimdeploy.console import note
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import GateError, InputError, requires
@@ -21,8 +21,8 @@ from slimdeploy.measure.sweep import DropBy
 from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
 
 if TYPE_CHECKING:
-    from slimdeploy.cli.sweep_run import Sweep, Swept
-    from slimdeploy.cli.sweep_sources import Source
+    from slimdeploy.cli.sweep.run import Sweep, Swept
+    from slimdeploy.cli.sweep.sources import Source
     from slimdeploy.images import ImageFolder
     from slimdeploy.measure.sweep import SweepGroup
 
@@ -104,7 +104,7 @@ def sweep(
     test = open_images(data_dir, split, "test")
     asked = _opened(source, mac_reduction, impact, seeds, test, output, timing)
 
-    from slimdeploy.cli.sweep_run import run_sweep
+    from slimdeploy.cli.sweep.run import run_sweep
 
     swept = run_sweep(asked)
     chosen = _chosen(swept, max_top1_drop, drop_by)
@@ -126,14 +126,14 @@ def _source(
 ) -> Source:
     if onnx is not None:
         refuse("--onnx", model=model, checkpoint=checkpoint, img_size=img_size)
-        from slimdeploy.cli.sweep_onnx import OnnxSource
+        from slimdeploy.cli.sweep.from_onnx import OnnxSource
 
         return OnnxSource(onnx, calibration, file)
     if model is None:
         raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
     file.refuse()
     with requires("train"):
-        from slimdeploy.cli.sweep_timm import TimmSource
+        from slimdeploy.cli.sweep.from_timm import TimmSource
 
     return TimmSource(model, checkpoint, img_size, calibration)
 
@@ -155,8 +155,8 @@ def _opened(
     timing: Timing | None,
 ) -> Sweep:
     """Everything that can be found wrong before work begins is found here."""
-    from slimdeploy.cli.sweep_run import Sweep
-    from slimdeploy.cli.sweep_sources import check_points
+    from slimdeploy.cli.sweep.run import Sweep
+    from slimdeploy.cli.sweep.sources import check_points
 
     with requires("cpu"):
         import onnxruntime  # noqa: F401
@@ -199,7 +199,7 @@ def _write(
     gate: tuple[float | None, DropBy],
     as_json: bool,
 ) -> None:
-    from slimdeploy.cli.sweep_record import sweep_record
+    from slimdeploy.cli.sweep.record import sweep_record
     from slimdeploy.macs import dense_macs
     from slimdeploy.report.front import DenseReference, draw_front
     from slimdeploy.report.front_table import front_table

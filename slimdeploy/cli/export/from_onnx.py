@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from slimdeploy.cli.common import command_line, load_onnx, onnx_logits
-from slimdeploy.cli.export_stage import PACKAGES, Stage
+from slimdeploy.cli.export.stage import PACKAGES, Stage
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
 from slimdeploy.errors import MissingError
 from slimdeploy.files import TEMPORARY

@@ -8,7 +8,7 @@ from typing import Any
 
 from slimdeploy.cli.common import command_line, onnx_logits, slim_weights
 from slimdeploy.cli.dynamic_check import replayed_parity
-from slimdeploy.cli.export_stage import PACKAGES, Stage
+from slimdeploy.cli.export.stage import PACKAGES, Stage
 from slimdeploy.errors import InputError, requires
 from slimdeploy.graph.files.storage import replaced_model, write_model
 from slimdeploy.graph.options import GraphOptions

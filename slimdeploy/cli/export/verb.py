@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimdeploy.cli.common import check_weights_safe, separated, show
-from slimdeploy.cli.export_stage import Stage
+from slimdeploy.cli.export.stage import Stage
 from slimdeploy.cli.numbers import OptionalCount
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable
@@ -89,7 +89,7 @@ def export(
     path = stage.dense_file(onnx)
     _check_output(output, path, keep_schedule, checkpoint)
     if path is not None:
-        from slimdeploy.cli.export_onnx import export_file
+        from slimdeploy.cli.export.from_onnx import export_file
 
         _refuse(
             "--onnx", model=model, checkpoint=checkpoint, img_size=img_size, exporter=exporter,
@@ -97,7 +97,7 @@ def export(
         )  # fmt: skip
         result = export_file(stage, path, separated(outputs), output)
     else:
-        from slimdeploy.cli.export_torch import TorchExport, export_timm
+        from slimdeploy.cli.export.from_timm import TorchExport, export_timm
 
         _refuse("a timm model", outputs=outputs or None, pool_kept=pool_kept, no_check=not check)
         exporter, opset = exporter or "dynamo", 20 if opset is None else opset

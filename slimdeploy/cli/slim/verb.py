@@ -22,7 +22,7 @@ from slimdeploy.cli.common import (
     write_schedule,
 )
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
-from slimdeploy.cli.slim_flags import FileFlags, refuse
+from slimdeploy.cli.slim.flags import FileFlags, refuse
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
@@ -104,7 +104,7 @@ def slim(
     """
     _refuse_of_other(model, onnx, checkpoint, tolerance, step, img_size, dynamic, file)
     if onnx is not None:
-        from slimdeploy.cli.slim_onnx import OnnxSlim, slim_file
+        from slimdeploy.cli.slim.from_onnx import OnnxSlim, slim_file
 
         wanted = OnnxSlim(
             data_dir, split, mac_reduction, shape, multiple_of, impact, reconstruct, images,
@@ -155,7 +155,7 @@ def _slim_timm(
     make: Callable[..., KeepSchedule] = partial(search_schedule, request)
     scorer, impact, step = dynamic_flags
     if scorer is not None:
-        from slimdeploy.cli.slim_dynamic import dynamic_request, dynamic_schedule
+        from slimdeploy.cli.slim.dynamic import dynamic_request, dynamic_schedule
 
         make = partial(dynamic_schedule, dynamic_request(scorer, request, impact, step), seed)
     sample = draw_images(flags.data_dir, flags.split, flags.images, seed)

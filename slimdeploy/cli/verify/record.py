@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimdeploy.cli.verify_check import Check
+from slimdeploy.cli.verify.check import Check
 from slimdeploy.files import sha256_file
 
 if TYPE_CHECKING:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from slimdeploy.cli.common import open_images
 from slimdeploy.cli.evaluate import measure
+from slimdeploy.cli.quantize.stage import Stage
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.measure.accuracy import Accuracy, AccuracyComparison, compare_accuracy
 from slimdeploy.measure.parity import Parity, compare_outputs
-
-if TYPE_CHECKING:
-    from slimdeploy.cli.quantize_stage import Stage
 
 _COMPARED = 64
 

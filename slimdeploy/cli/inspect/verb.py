@@ -31,11 +31,11 @@ def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) ->
     """
     table: RenderableType
     if file.suffix == ".onnx":
-        from slimdeploy.cli.inspect_graph import graph_report
+        from slimdeploy.cli.inspect.graph import graph_report
 
         result, table = graph_report(file, separated(outputs))
     elif file.suffix in PLANS:
-        from slimdeploy.cli.inspect_plan import plan_report
+        from slimdeploy.cli.inspect.engine import plan_report
 
         result, table = plan_report(file)
     elif file.suffix == ".json":

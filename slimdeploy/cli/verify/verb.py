@@ -58,8 +58,8 @@ def verify(
     if tolerance is not None and not 0 < tolerance < 1:
         raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
     if dense is not None:
-        from slimdeploy.cli.verify_check import Check
-        from slimdeploy.cli.verify_dense import verify_dense
+        from slimdeploy.cli.verify.against_dense import verify_dense
+        from slimdeploy.cli.verify.check import Check
 
         if checkpoint is not None:
             raise InputError("--checkpoint: does not go with --dense, which holds the weights")
@@ -69,7 +69,7 @@ def verify(
         )  # fmt: skip
         verify_dense(check, json)
         return
-    from slimdeploy.cli.verify_torch import verify_torch
+    from slimdeploy.cli.verify.against_timm import verify_torch
 
     if keep_schedule is None:
         raise InputError("give --dense, the ONNX file to compare with, or --keep-schedule")

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, summary, summary_table
-from slimdeploy.cli.export_stage import PACKAGES
+from slimdeploy.cli.export.stage import PACKAGES
 from slimdeploy.cli.onnx_source import DenseFile
 from slimdeploy.files import staged
 from slimdeploy.graph.files.storage import replaced_model, write_model

@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from slimdeploy.cli.common import open_images
 from slimdeploy.cli.evaluate import measure
 from slimdeploy.cli.profile import compare
-from slimdeploy.cli.sweep_plan import Point, Timing
-from slimdeploy.cli.sweep_sources import Made, Source
+from slimdeploy.cli.sweep.points import Point, Timing
+from slimdeploy.cli.sweep.sources import Made, Source
 from slimdeploy.console import note
 from slimdeploy.engine.protocol import EngineInfo
 from slimdeploy.errors import InputError, one_line

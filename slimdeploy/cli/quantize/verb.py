@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.preprocessing import Pixels
-from slimdeploy.cli.quantize_flags import Gates
+from slimdeploy.cli.quantize.flags import Gates
 from slimdeploy.errors import InputError
 from slimdeploy.precision.options import Part, Precision, Rest
 from slimdeploy.precision.thresholds import Method
@@ -72,7 +72,8 @@ def quantize(
         output_ranges: where the ranges go (default: beside the output, as .ranges.json).
         json: print the result as JSON.
     """
-    from slimdeploy.cli.quantize_stage import Stage, run_stage
+    from slimdeploy.cli.quantize.run import run_stage
+    from slimdeploy.cli.quantize.stage import Stage
     from slimdeploy.precision.options import PrecisionOptions
     from slimdeploy.precision.quantize import RangeRequest
 

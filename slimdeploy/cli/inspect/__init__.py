@@ -1,0 +1,5 @@
+"""`slimdeploy inspect`: its verb, and what it is made of."""
+
+from slimdeploy.cli.inspect.verb import inspect
+
+__all__ = ["inspect"]
