@@ -19,6 +19,9 @@ Results go to stdout (--json for programs), progress and logs to stderr.
 Exit codes: 0 success, 1 a check failed, 2 usage or bad input, 3 this machine lacks something.
 """
 
+_UNREAD = 141
+"""As a shell tells of a program whose reader has gone."""
+
 # The summary stands here so that `--help` imports no verb, and so neither torch nor a runtime.
 _VERBS = {
     "plan": "A data-free keep schedule: what slimming would gain.",
@@ -65,7 +68,9 @@ def main(words: Sequence[str] | None = None) -> None:
         note(f"slimdeploy: error: {one_line(error)} See `slimdeploy --help`.")
         sys.exit(2)
     except BrokenPipeError:
-        sys.exit(141)  # as a shell tells of a program whose reader has gone
+        sys.exit(_UNREAD)
+    except SystemExit as end:  # rich's, which prints the help, for the same cause
+        sys.exit(_UNREAD if isinstance(end.__context__, BrokenPipeError) else end.code)
     except OSError as error:
         if (line := disk_refusal(error)) is None:
             raise

@@ -100,8 +100,9 @@ def test_a_result_that_cannot_be_given(
                          "send it elsewhere")  # fmt: skip
 
 
+@pytest.mark.parametrize("words", [["doctor"], ["--help"], ["slim", "--help"]])
 def test_a_reader_that_has_gone(
-    told: dict[str, list[object]], capsys: pytest.CaptureFixture[str],
+    words: list[str], told: dict[str, list[object]], capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     read, write = os.pipe()
@@ -109,7 +110,7 @@ def test_a_reader_that_has_gone(
     with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)
         with pytest.raises(SystemExit) as caught:
-            main(["doctor"])
+            main(words)
     assert (caught.value.code, capsys.readouterr().err) == (141, "")
 
 
