@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slimdeploy.console import note
 from slimdeploy.errors import GateError, GraphError, one_line
-from slimdeploy.files import write_text
+from slimdeploy.files import atomic_path, write_text
 from slimdeploy.schedule import Layer
 
 _MARK = "settings.json"
 T = TypeVar("T")
+Arrays = Mapping[str, NDArray[Any]]
 
 
 class RunState:
@@ -76,6 +81,30 @@ class RunState:
                 return value
         found = make()
         self.remember(name, found)
+        return found
+
+    def remember_arrays(self, name: str, arrays: Arrays) -> None:
+        """Keep arrays of this run, by a name for all of them and one for each."""
+        if self.folder is not None:
+            named: Any = arrays
+            # Not on a path, to which savez would add its suffix.
+            with atomic_path(self.folder / f"{name}.npz") as path, path.open("wb") as file:
+                np.savez(file, **named)
+
+    def recall_arrays(self, name: str, shapes: Mapping[str, Sequence[int]]) -> Arrays | None:
+        """What was remembered by that name; None if nothing was, or not of these shapes."""
+        if self.folder is None or not (path := self.folder / f"{name}.npz").is_file():
+            return None
+        try:
+            with np.load(path) as held:
+                found = {part: held[part] for part in held.files}
+            if {part: x.shape for part, x in found.items()} != {
+                part: tuple(shape) for part, shape in shapes.items()
+            }:
+                raise ValueError("of other shapes")
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            note(f"{path}: unreadable ({one_line(error, 80)}); it is found again")
+            return None
         return found
 
     def remember_layer(self, layer: int, found: Layer) -> None:

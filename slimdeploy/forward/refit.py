@@ -20,9 +20,10 @@ import onnx
 from slimdeploy.errors import GraphError
 from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.forward.linear import Linear, find_linear
+from slimdeploy.forward.linear import Floats, Linear, find_linear
 from slimdeploy.forward.ridge import Normal, RidgeOptions
 from slimdeploy.forward.running import Feed, open_part
+from slimdeploy.run_state import RunState
 from slimdeploy.store import Array, Store
 
 
@@ -35,6 +36,7 @@ class Refit:
         slim: the graph that is changed.
         keep: per block the kept ids in the order in which the slim graph holds them.
         reads: ids of the tokens that the head reads.
+        saved: layers that a killed run had solved: they are not solved again.
         notes: a line for each layer that was left as it is.
         changed: the streams before and behind each refitted layer, by name.
     """
@@ -46,6 +48,7 @@ class Refit:
     feed: Feed
     store: Store
     options: RidgeOptions
+    saved: RunState
     notes: list[str] = field(default_factory=list)
     changed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -73,7 +76,7 @@ class Refit:
         if solve:
             layer = find_linear(self.slim, end, start)
             if isinstance(layer, Linear):
-                self._solve(layer, block, end, mine, target)
+                layer.replace(self.slim, *self._solved(layer, block, end, mine, target))
                 self.changed.append((start, end))
             else:
                 self.notes.append(f"block {block} keeps weights as they are: {layer}")
@@ -82,12 +85,35 @@ class Refit:
         self.store.release(*streams)
         return target, found
 
-    def _solve(
+    def _solved(
         self, layer: Linear, block: int, end: str, mine: dict[str, Array], target: Array
-    ) -> None:
-        ids = list(self.keep[block - 1])
+    ) -> tuple[Floats, Floats | None]:
+        """Weight and bias for the layer, recalled or solved for."""
         weight, bias = layer.values(self.slim)
-        normal = Normal(bias is not None)
+        values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        name = f"refit-{len(self.changed):03d}"
+        known = self.saved.recall_arrays(name, {part: x.shape for part, x in values.items()})
+        if known is None:
+            change, shift = self._solve(layer, block, end, mine, target, weight, bias is not None)
+            known = {"weight": weight + change}
+            if bias is not None and shift is not None:
+                known["bias"] = bias + shift
+            self.saved.remember_arrays(name, known)
+        return known["weight"], known.get("bias")
+
+    def _solve(
+        self,
+        layer: Linear,
+        block: int,
+        end: str,
+        mine: dict[str, Array],
+        target: Array,
+        weight: Floats,
+        has_bias: bool,
+    ) -> tuple[Floats, Floats | None]:
+        """How weight and bias change."""
+        ids = list(self.keep[block - 1])
+        normal = Normal(has_bias)
         importance = np.where(np.isin(ids, self.reads), self.options.read_weight, 1.0)
         ends = [name for name in (layer.source, end) if name not in mine]
         with open_part(self.slim.cut([*mine], ends)) as part:
@@ -99,9 +125,7 @@ class Refit:
                 )
                 repeated = np.tile(importance, rows.stop - rows.start)
                 normal.add(inputs, missing.reshape(len(inputs), -1), repeated)
-        change, shift = normal.solve(self.options.strength)
-        bias = None if bias is None or shift is None else bias + shift
-        layer.replace(self.slim, weight + change, bias)
+        return normal.solve(self.options.strength)
 
 
 def refit_graph(
@@ -114,6 +138,7 @@ def refit_graph(
     store: Store,
     options: RidgeOptions | None = None,
     progress: Callable[[int], None] | None = None,
+    saved: RunState | None = None,
 ) -> Refit:
     """Refit the weights of `slim` in place.
 
@@ -125,6 +150,7 @@ def refit_graph(
         reads: ids of the tokens that the head reads: they weigh more.
         feed: the calibration images.
         progress: called with the number of each finished block.
+        saved: layers that a killed run had solved.
 
     Returns:
         What was refitted, and a line for each layer that was left as it is.
@@ -133,7 +159,8 @@ def refit_graph(
         GraphError: if the graphs cannot be cut at the blocks.
     """
     options = options or RidgeOptions()
-    state = Refit(Cutter(dense), Cutter(slim), keep, reads, feed, store, options)
+    saved = saved or RunState(None, {})
+    state = Refit(Cutter(dense), Cutter(slim), keep, reads, feed, store, options, saved)
     streams: tuple[Array | None, Array | None] = (None, None)
     exact = True
     for block in blocks:

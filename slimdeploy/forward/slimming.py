@@ -14,7 +14,7 @@ from slimdeploy.errors import InputError
 from slimdeploy.forward.anatomy import BlockNames, block_names
 from slimdeploy.forward.choices import ForwardImpact
 from slimdeploy.forward.errors import HeadError, HeadView
-from slimdeploy.forward.refit import Refit, refit_graph, transfer
+from slimdeploy.forward.refit import refit_graph, transfer
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
 from slimdeploy.forward.search import Search, in_order
@@ -25,7 +25,7 @@ from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT
-from slimdeploy.store import Array, Store, open_store
+from slimdeploy.store import Array, open_store
 
 _CHECKED = 4
 _WORSE = "the refit made the held-out error larger: give more --images, or a larger --ridge"
@@ -112,7 +112,7 @@ def slim_forward(
         images: preprocessed calibration images, [n, C, H, W].
         held_out: images alike that nothing is fitted to; the result is measured on them.
         source: what messages call the model.
-        saved: what the search of a run that was killed had found.
+        saved: what a run that was killed had found.
         progress: called with a line after each step; there are `steps(geometry, request)`.
 
     Raises:
@@ -145,7 +145,11 @@ def slim_forward(
         notes, after = list(slim.notes), None
         if request.reconstruct == "refit":
             feed = feed_of(dense, images, batch)
-            done = _refit(dense, slim.model, blocks, ids, geometry, feed, store, request, tell)
+            reads = geometry.head_reads
+            done = refit_graph(
+                dense, slim.model, blocks, ids, reads, feed, store, request.ridge,
+                lambda block: tell(f"block {block}: refitted"), saved,
+            )  # fmt: skip
             notes += done.notes
             transfer(done, dense)
             after = _error(slim.model, blocks, seen, wanted, ids[-1])
@@ -170,30 +174,6 @@ def steps(geometry: ModelGeometry, request: ForwardRequest) -> int:
     """How many lines of progress `slim_forward` gives."""
     trials = len(TRIED) if request.shape == "auto" else 0
     return trials + geometry.depth * (2 if request.reconstruct == "refit" else 1) + 1
-
-
-def _refit(
-    dense: onnx.ModelProto,
-    slim: onnx.ModelProto,
-    blocks: Sequence[BlockNames],
-    ids: Sequence[Sequence[int]],
-    geometry: ModelGeometry,
-    feed: Feed,
-    store: Store,
-    request: ForwardRequest,
-    tell: Progress,
-) -> Refit:
-    return refit_graph(
-        dense,
-        slim,
-        blocks,
-        ids,
-        geometry.head_reads,
-        feed,
-        store,
-        request.ridge,
-        lambda block: tell(f"block {block}: refitted"),
-    )
 
 
 def _error(

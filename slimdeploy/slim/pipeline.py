@@ -95,7 +95,7 @@ def slim_model(
     Args:
         dense: timm model in eval mode; not changed.
         images: preprocessed calibration images, [n, C, H, W].
-        saved: finished layers of a run that was killed.
+        saved: what a run that was killed had found.
         progress: called with one line after each finished step.
     """
     torch.manual_seed(request.seed)
@@ -125,6 +125,7 @@ def slim_model(
         [layer.keep for layer in layers],
         request.refit,
         lambda layer: progress(f"layer {layer}: refitted") if progress else None,
+        saved,
     )
     return SlimResult(layers, model, shape)
 

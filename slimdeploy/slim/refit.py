@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from slimdeploy.errors import InputError
+from slimdeploy.run_state import RunState
 from slimdeploy.slim.batches import Batches, Held, InMemory, replaced
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import (
@@ -97,6 +98,7 @@ class _Refit:
 
     Attributes:
         hold: makes what activations of all images are put aside in.
+        solved: the block's weights are those of a run that was killed; only run it.
     """
 
     block: VitBlock
@@ -104,6 +106,7 @@ class _Refit:
     weights: Tensor
     options: RefitOptions
     hold: Callable[[], Held] = InMemory
+    solved: bool = False
 
     def projection(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> Held:
         """Solve the attention's projection towards the dense stream after attention.
@@ -116,10 +119,12 @@ class _Refit:
         mixes, stream = self.hold(), self.hold()
         for x, rows, target in zip(inputs, self.rows, targets, strict=True):
             base, mix = select(x, rows), attention_mix(block, x, rows)
-            normal.add(mix, target - (base + block.ls1(project(attn, mix))), self.weights)
+            if not self.solved:
+                normal.add(mix, target - (base + block.ls1(project(attn, mix))), self.weights)
             stream.append(base)
             mixes.append(mix)
-        _apply(block, "ls1", attn.proj, normal.solve(self.options.strength))
+        if not self.solved:
+            _apply(block, "ls1", attn.proj, normal.solve(self.options.strength))
         for index, (base, mix) in enumerate(zip(stream, mixes, strict=True)):
             stream[index] = base + block.ls1(project(attn, mix))
         mixes.release()
@@ -129,17 +134,38 @@ class _Refit:
         """Solve the MLP's second layer towards the dense stream after the block."""
         block, mlp = self.block, self.block.mlp
         normal = _Normal(mlp.fc2.bias is not None)
-        for x, target in zip(inputs, targets, strict=True):
+        for x, target in zip(inputs, targets, strict=True):  # targets come as they are read
+            if self.solved:
+                continue
             hidden = _mlp_hidden(block, x)
             found = x + block.ls2(mlp.drop2(mlp.fc2(hidden)))
             normal.add(hidden, target - found, self.weights)
-        _apply(block, "ls2", mlp.fc2, normal.solve(self.options.strength))
+        if not self.solved:
+            _apply(block, "ls2", mlp.fc2, normal.solve(self.options.strength))
 
 
 def _mlp_hidden(block: VitBlock, x: Tensor) -> Tensor:
     mlp = block.mlp
     hidden: Tensor = mlp.norm(mlp.drop1(mlp.act(mlp.fc1(block.norm2(x)))))
     return hidden
+
+
+_SOLVED = ("attn.proj.weight", "attn.proj.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+           "ls1.gamma", "ls2.gamma")  # fmt: skip
+
+
+def _solved_parts(block: VitBlock) -> dict[str, Tensor]:
+    """What a refit changes of a block."""
+    return {name: part.data for name, part in block.named_parameters() if name in _SOLVED}
+
+
+def _recalled(saved: RunState, name: str, block: VitBlock) -> bool:
+    """Put what a killed run had solved into the block; False if there is nothing."""
+    parts = _solved_parts(block)
+    known = saved.recall_arrays(name, {part: x.shape for part, x in parts.items()})
+    for part, value in (known or {}).items():
+        parts[part].copy_(torch.from_numpy(value))
+    return known is not None
 
 
 def _apply(block: VitBlock, scale: str, linear: nn.Linear, change: Tensor) -> None:
@@ -205,11 +231,13 @@ def refit_model(
     keep: Sequence[Sequence[int]],
     options: RefitOptions | None = None,
     progress: Any = None,
+    saved: RunState | None = None,
 ) -> None:
     """Refit all blocks of `model` in place, first to last, for a complete schedule.
 
     Each block reads what the refitted blocks before it give, so that it also corrects what they
-    could not. `state.dense` gives the targets; `progress(layer)` is called after each layer.
+    could not. `state.dense` gives the targets; `progress(layer)` is called after each layer;
+    `saved` holds the blocks that a killed run had solved.
 
     Raises:
         InputError: if neither memory nor the disk has room for the activations.
@@ -222,7 +250,7 @@ def refit_model(
         weights = token_weights(ids, state.geometry.head_reads, options)
         return Kept(every[index], None if len(ids) == state.tokens else torch.tensor(ids), weights)
 
-    refit_blocks(state, model, kept, options, progress)
+    refit_blocks(state, model, kept, options, progress, saved)
 
 
 @torch.no_grad()
@@ -232,16 +260,19 @@ def refit_blocks(
     kept: Callable[[int, Held], Kept],
     options: RefitOptions,
     progress: Any = None,
+    saved: RunState | None = None,
 ) -> None:
     """Refit all blocks of `model` in place while its stream and the dense one run side by side.
 
     Args:
         kept: what the block of this index (from 0) keeps of its input, batches [B, k, D].
         progress: called with the number of each finished layer, from 1.
+        saved: blocks that a killed run had solved: they run, and are not solved again.
 
     Raises:
         InputError: if neither memory nor the disk has room for the activations.
     """
+    saved = saved or RunState(None, {})
     with open_store(state.cache_bytes) as store:
         hold = partial(Batches, store, len(state.images))
         dense: Held = hold()
@@ -251,14 +282,19 @@ def refit_blocks(
             stream.append(embed(model, images))
         pairs = zip(model.blocks, state.dense.blocks, strict=True)
         for index, (block, dense_block) in enumerate(pairs):
-            found = kept(index, stream)
-            refit = _Refit(block, _each(found.rows, len(stream)), found.weights, options, hold)
+            found, name = kept(index, stream), f"refit-{index + 1:03d}"
+            done = _recalled(saved, name, block)
+            rows = _each(found.rows, len(stream))
+            refit = _Refit(block, rows, found.weights, options, hold, done)
             wanted = _each(found.dense_rows, len(stream))
             after = replaced(dense, partial(attention_half, dense_block, rows=None))
             halves = refit.projection(stream, map(select, after, wanted))
             stream.release()
             stream, after = halves, replaced(dense, partial(mlp_half, dense_block))
             refit.second_layer(stream, map(select, after, wanted))
+            if not done:
+                parts = _solved_parts(block)
+                saved.remember_arrays(name, {part: x.numpy() for part, x in parts.items()})
             for _ in replaced(stream, partial(mlp_half, block)):
                 pass
             if progress is not None:

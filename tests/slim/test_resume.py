@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -23,6 +24,7 @@ EVERY_WAY = pytest.mark.parametrize(
         (*BUDGET, "--reconstruct", "refit"),
         (*BUDGET, "--reconstruct", "gradient"),
         (*TOLERANCE, "--reconstruct", "refit"),
+        (*BUDGET, "--shape", "auto", "--dynamic", "predictor"),
     ],
     ids=lambda words: f"{words[0]} {words[-1]}",
 )
@@ -32,7 +34,7 @@ def slim(checkpoint: Path, photographs: Path, folder: Path, *how: object) -> Kil
     output = folder / "out" / "sched.json"
     output.parent.mkdir()
     words = ["--model", "test_vit", "--checkpoint", checkpoint, "--data-dir", photographs]
-    size = ["--images", 6, "--search-images", 6]
+    size = ["--images", 6, *(() if "--dynamic" in how else ("--search-images", 6))]
     return Killed(output.parent, ["slim", *words, *size, *how, "--output", output])
 
 
@@ -101,6 +103,36 @@ def test_a_finished_layer_is_taken_and_a_damaged_one_found_again(
     )
     assert new[layers[damaged] - 1] == old[layers[damaged] - 1]
     assert new[layers[taken] - 1] == old[layers[taken] - 1] | {"scores": None}
+
+
+@pytest.mark.parametrize("source", ["timm", "dynamic", "onnx"])
+def test_a_solved_layer_is_taken_and_a_damaged_one_solved_again(
+    checkpoint: Path,
+    photographs: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    source: str,
+) -> None:
+    how = () if source == "timm" else ("--dynamic", "predictor")
+    run = (
+        slim_onnx(photographs, tmp_path)
+        if source == "onnx"
+        else slim(checkpoint, photographs, tmp_path, *BUDGET, *how)
+    )
+    for count in range(run.events // 3, run.events, 6):
+        run.kill_at_event(count)
+        if len(solved := sorted(run.folder.glob(".*.work/refit-*.npz"))) > 1:
+            break
+    damaged, taken, *_ = solved
+    with np.load(taken) as held:
+        changed = {name: 0 * x for name, x in held.items()}
+    np.savez(taken, **changed)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    capfd.readouterr()
+    run.resume()
+    assert capfd.readouterr().err.count("is found again") == 1
+    name = "slim.onnx" if source == "onnx" else "sched.safetensors"
+    assert (run.folder / name).read_bytes() != run.files[name]  # of the weights that were changed
 
 
 @pytest.mark.slow

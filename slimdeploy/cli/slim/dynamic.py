@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, load_arrays, weights_file, write_schedule
 from slimdeploy.cli.slim.flags import refuse
+from slimdeploy.cli.slim.work import identity, work_folder
 from slimdeploy.console import told_steps
 from slimdeploy.errors import InputError
+from slimdeploy.run_state import RunState, settings_of
 from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def dynamic_schedule(
     output: Path,
     weights: Path,
 ) -> KeepSchedule:
-    """Make the scorers, refit, and write schedule and weights.
+    """Make the scorers, refit, and write schedule and weights; goes on where a run was killed.
 
     Args:
         seed: by which the images were drawn.
@@ -68,30 +70,34 @@ def dynamic_schedule(
 
     model, preprocessing = load_model(model_name, checkpoint, kwargs)
     geometry = describe(model, model_name, kwargs)
-    with told_steps("slimming", dynamic_steps(geometry, request)) as report, open_store() as store:
-        images = torch.from_numpy(load_arrays(sample, preprocessing, store))
-        made = dynamic_model(model, geometry, images, request, report)
-        del images  # the disk may be needed for what is written now
+    data, own = sample.digest(), weights_file(checkpoint, output) if checkpoint else None
+    settings = settings_of(request, **identity(geometry, data, own))
+    with RunState(work_folder(output), settings) as saved:
+        told = told_steps("slimming", dynamic_steps(geometry, request))
+        with told as report, open_store() as store:
+            images = torch.from_numpy(load_arrays(sample, preprocessing, store))
+            made = dynamic_model(model, geometry, images, request, report, saved)
+            del images  # the disk may be needed for what is written now
 
-    def make(slim_file: WeightsFile | None) -> KeepSchedule:
-        return KeepSchedule(
-            model=geometry,
-            preprocessing=preprocessing,
-            layers=tuple(made.layers),
-            dynamic=made.dynamic,
-            checkpoint=weights_file(checkpoint, output) if checkpoint else None,
-            slim_checkpoint=slim_file,
-            provenance=Provenance(
-                slimdeploy=__version__,
-                command=command_line(),
-                seed=seed,
-                shape=made.shape,
-                mac_reduction=request.mac_reduction,
-                reconstruct="none" if request.refit is None else "refit",
-                images=len(sample),
-                data=sample.digest(),
-            ),
-        )
+        def make(slim_file: WeightsFile | None) -> KeepSchedule:
+            return KeepSchedule(
+                model=geometry,
+                preprocessing=preprocessing,
+                layers=tuple(made.layers),
+                dynamic=made.dynamic,
+                checkpoint=own,
+                slim_checkpoint=slim_file,
+                provenance=Provenance(
+                    slimdeploy=__version__,
+                    command=command_line(),
+                    seed=seed,
+                    shape=made.shape,
+                    mac_reduction=request.mac_reduction,
+                    reconstruct="none" if request.refit is None else "refit",
+                    images=len(sample),
+                    data=data,
+                ),
+            )
 
-    named = {"name": model_name, "preprocessing": preprocessing}
-    return write_schedule(output, weights, made.model, make, **named)
+        named = {"name": model_name, "preprocessing": preprocessing}
+        return write_schedule(output, weights, made.model, make, **named)

@@ -18,6 +18,7 @@ from slimdeploy.cli.common import (
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim.flags import FileFlags
 from slimdeploy.cli.slim.record import result_of, schedule_of, sentences, write_files
+from slimdeploy.cli.slim.work import work_folder
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import InputError, requires
@@ -140,7 +141,7 @@ def write_slim_file(
 
     weights, data = weights_file(path, schedule_path), fitted.digest()
     settings = settings_of(request, **_identity(dense, preprocessing, weights, data))
-    with RunState(output.with_name(f".{output.name}.work"), settings) as saved:
+    with RunState(work_folder(output), settings) as saved:
         with told_steps("slimming", steps(dense.geometry, request)) as tell:
             made = _slimmed(dense, preprocessing, fitted, held_out, request, saved, tell)
         schedule = schedule_of(dense, request, made, preprocessing, weights, len(fitted), data)

@@ -23,6 +23,7 @@ from slimdeploy.cli.common import (
 )
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.slim.flags import FileFlags, refuse
+from slimdeploy.cli.slim.work import identity, work_folder
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
@@ -223,14 +224,8 @@ def search_schedule(
     geometry = describe(model, model_name, kwargs)
     data = sample.digest()
     dense = weights_file(checkpoint, output) if checkpoint else None
-    identity = {
-        "model": geometry.model_dump(mode="json"),
-        "data": data,
-        "weights": dense.sha256 if dense else None,
-        "slimdeploy": __version__,
-    }
-    work = SearchState(output.with_name(f".{output.name}.work"), settings_of(request, **identity))
-    with work as saved:
+    settings = settings_of(request, **identity(geometry, data, dense))
+    with SearchState(work_folder(output), settings) as saved:
         with told_steps("slimming", steps(geometry, request)) as report, open_store() as store:
             arrays = load_arrays(sample, preprocessing, store)
             result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)

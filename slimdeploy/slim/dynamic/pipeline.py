@@ -14,6 +14,7 @@ from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.macs import dense_macs
 from slimdeploy.positions import keep_by_rank
+from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.dynamic.model import DynamicVit
@@ -62,6 +63,7 @@ def dynamic_model(
     images: Tensor,
     request: DynamicRequest,
     progress: Callable[[str], None] | None = None,
+    saved: RunState | None = None,
 ) -> DynamicResult:
     """Make the scorers, refit the weights for their choices, and see what they choose.
 
@@ -69,19 +71,25 @@ def dynamic_model(
         dense: timm model in eval mode; not changed.
         images: preprocessed calibration images, [n, C, H, W].
         progress: called with one line after each finished step.
+        saved: what a run that was killed had found.
 
     Raises:
         InputError: for a budget that cannot be reached.
     """
-    shape = request.shape
-    if shape == "auto":
+    saved = saved or RunState(None, {})
+    if request.shape == "auto":
 
         def made(fitted: Calibration, tried: Shape) -> DynamicVit:
             return _made(fitted, dynamic_counts(geometry, request, tried), request)[0]
 
-        shape = closest_shape(dense, geometry, images, made, progress)
+        def closest() -> Shape:
+            return closest_shape(dense, geometry, images, made, progress)
+
+        shape = saved.once("shape", closest, TRIED)
+    else:
+        shape = request.shape
     state, counts = Calibration(dense, geometry, images), dynamic_counts(geometry, request, shape)
-    slim, dynamic = _made(state, counts, request, progress)
+    slim, dynamic = _made(state, counts, request, progress, saved)
     layers = _most_chosen(state, slim, geometry, counts)
     return DynamicResult(layers, dynamic, slim.dense if request.refit is not None else None, shape)
 
@@ -97,6 +105,7 @@ def _made(
     counts: list[int],
     request: DynamicRequest,
     progress: Callable[[str], None] | None = None,
+    saved: RunState | None = None,
 ) -> tuple[DynamicVit, Dynamic]:
     """The slim model of these counts, its scorers fitted and its own weights refitted."""
     say = progress or (lambda line: None)
@@ -108,7 +117,9 @@ def _made(
         say("predictor: fitted")
     slim = DynamicVit(copy.deepcopy(state.dense), counts, dynamic, state.geometry.head_reads)
     if request.refit is not None:
-        refit_dynamic(state, slim, request.refit, lambda layer: say(f"layer {layer}: refitted"))
+        refit_dynamic(
+            state, slim, request.refit, lambda layer: say(f"layer {layer}: refitted"), saved
+        )
     return slim.eval(), dynamic
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from slimdeploy.run_state import RunState
 from slimdeploy.slim.batches import Held
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.dynamic.model import DynamicVit, take_ids
@@ -17,12 +18,14 @@ def refit_dynamic(
     slim: DynamicVit,
     options: RefitOptions | None = None,
     progress: Any = None,
+    saved: RunState | None = None,
 ) -> None:
     """Refit all blocks of `slim.dense` in place, first to last.
 
     As `slimdeploy.slim.refit.refit_model`, except that each image's rows are those that it chooses
     on the way, from the refitted stream, and its targets the dense stream's at the same tokens.
-    `progress(layer)` is called after each layer.
+    `progress(layer)` is called after each layer; `saved` holds the blocks that a killed run had
+    solved.
 
     Raises:
         InputError: if neither memory nor the disk has room for the activations.
@@ -37,4 +40,4 @@ def refit_dynamic(
         weights = token_weights(ids[0][0].tolist(), state.geometry.head_reads, options)
         return Kept(rows, list(ids), weights)
 
-    refit_blocks(state, slim.dense, kept, options, progress)
+    refit_blocks(state, slim.dense, kept, options, progress, saved)
