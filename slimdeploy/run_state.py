@@ -143,3 +143,8 @@ class RunState:
 def settings_of(options: Any, **more: object) -> dict[str, object]:
     """Everything that decides a search's result, for `RunState`; `options` is a dataclass."""
     return {**json.loads(json.dumps(asdict(options))), **more}
+
+
+def work_folder(output: Path) -> Path:
+    """Where a run that is to write `output` keeps its state: beside it."""
+    return output.with_name(f".{output.name}.work")

@@ -191,7 +191,7 @@ def test_the_budget_holds_with_the_scorer_in_it(make_vit: Callable[..., Any]) ->
 def test_of_the_shapes_the_closest_is_taken(make_vit: Callable[..., Any]) -> None:
     model, lines = make_vit(), []
     geometry, request = describe(model, "small"), DynamicRequest("predictor", 0.4, "auto")
-    made = dynamic_model(model, geometry, pictures(16, 0), request, lines.append)
+    made = dynamic_model(model, geometry, pictures(16, 0), request, progress=lines.append)
     errors = {line.split()[0]: float(line.split()[-1]) for line in lines if "held-out" in line}
     assert set(errors) == set(TRIED)
     assert made.shape == min(TRIED, key=errors.__getitem__)

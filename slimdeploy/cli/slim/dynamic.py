@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimdeploy import __version__
-from slimdeploy.cli.common import command_line, load_arrays, weights_file, write_schedule
 from slimdeploy.cli.slim.flags import refuse
-from slimdeploy.cli.slim.work import identity, work_folder
-from slimdeploy.console import told_steps
+from slimdeploy.cli.slim.from_timm import Slimming
 from slimdeploy.errors import InputError
-from slimdeploy.run_state import RunState, settings_of
-from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 
 if TYPE_CHECKING:
     from slimdeploy.dynamic import Scorer
-    from slimdeploy.images import ImageFolder
     from slimdeploy.slim.dynamic import DynamicRequest
     from slimdeploy.slim.pipeline import SlimRequest
 
@@ -45,59 +38,15 @@ def dynamic_request(
     return DynamicRequest(scorer, request.mac_reduction, request.shape, request.multiple_of, refit)
 
 
-def dynamic_schedule(
-    request: DynamicRequest,
-    seed: int,
-    model_name: str,
-    checkpoint: Path | None,
-    kwargs: dict[str, int],
-    sample: ImageFolder,
-    output: Path,
-    weights: Path,
-) -> KeepSchedule:
-    """Make the scorers, refit, and write schedule and weights; goes on where a run was killed.
-
-    Args:
-        seed: by which the images were drawn.
-        kwargs: for `timm.create_model`.
-        output: the schedule's file; `weights`, the refitted weights', lies beside it.
-    """
-    import torch
-
+def dynamic(request: DynamicRequest, seed: int) -> Slimming:
+    """Scorers, by which each image chooses its patches; the images were drawn by `seed`."""
     from slimdeploy.slim.dynamic import dynamic_model, dynamic_steps
-    from slimdeploy.slim.timm_models import describe, load_model
-    from slimdeploy.store import open_store
 
-    model, preprocessing = load_model(model_name, checkpoint, kwargs)
-    geometry = describe(model, model_name, kwargs)
-    data, own = sample.digest(), weights_file(checkpoint, output) if checkpoint else None
-    settings = settings_of(request, **identity(geometry, data, own))
-    with RunState(work_folder(output), settings) as saved:
-        told = told_steps("slimming", dynamic_steps(geometry, request))
-        with told as report, open_store() as store:
-            images = torch.from_numpy(load_arrays(sample, preprocessing, store))
-            made = dynamic_model(model, geometry, images, request, report, saved)
-            del images  # the disk may be needed for what is written now
-
-        def make(slim_file: WeightsFile | None) -> KeepSchedule:
-            return KeepSchedule(
-                model=geometry,
-                preprocessing=preprocessing,
-                layers=tuple(made.layers),
-                dynamic=made.dynamic,
-                checkpoint=own,
-                slim_checkpoint=slim_file,
-                provenance=Provenance(
-                    slimdeploy=__version__,
-                    command=command_line(),
-                    seed=seed,
-                    shape=made.shape,
-                    mac_reduction=request.mac_reduction,
-                    reconstruct="none" if request.refit is None else "refit",
-                    images=len(sample),
-                    data=data,
-                ),
-            )
-
-        named = {"name": model_name, "preprocessing": preprocessing}
-        return write_schedule(output, weights, made.model, make, **named)
+    provenance = {
+        "seed": seed,
+        "mac_reduction": request.mac_reduction,
+        "reconstruct": "none" if request.refit is None else "refit",
+    }
+    return Slimming(
+        request, dynamic_steps, dynamic_model, lambda made: {"dynamic": made.dynamic}, provenance
+    )

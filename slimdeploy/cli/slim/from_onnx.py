@@ -18,7 +18,6 @@ from slimdeploy.cli.common import (
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim.flags import FileFlags
 from slimdeploy.cli.slim.record import result_of, schedule_of, sentences, write_files
-from slimdeploy.cli.slim.work import work_folder
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import InputError, requires
@@ -28,7 +27,7 @@ from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.manifest import manifest_path
 from slimdeploy.preprocessing import Preprocessing
-from slimdeploy.run_state import RunState, settings_of
+from slimdeploy.run_state import RunState, settings_of, work_folder
 from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
 
 if TYPE_CHECKING:

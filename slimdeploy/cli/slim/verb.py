@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from slimdeploy import __version__
-from slimdeploy.cli.common import (
-    command_line,
-    load_arrays,
-    open_images,
-    show,
-    summary,
-    summary_table,
-    weights_file,
-    write_schedule,
-)
+from slimdeploy.cli.common import show, summary, summary_table
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.slim.flags import FileFlags, refuse
-from slimdeploy.cli.slim.work import identity, work_folder
-from slimdeploy.console import note, told_steps
+from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
-from slimdeploy.run_state import settings_of
-from slimdeploy.schedule import KeepSchedule, Provenance, WeightsFile
 from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
 
 if TYPE_CHECKING:
-    from slimdeploy.images import ImageFolder
     from slimdeploy.slim.pipeline import SlimRequest
 
 
@@ -153,15 +137,16 @@ def _slim_timm(
     weights = weights or schedule_path.with_suffix(".safetensors")
     check_writable(schedule_path, checkpoint)
     check_writable(weights, checkpoint, schedule_path)
-    make: Callable[..., KeepSchedule] = partial(search_schedule, request)
     scorer, impact, step = dynamic_flags
+    way = static(request)
     if scorer is not None:
-        from slimdeploy.cli.slim.dynamic import dynamic_request, dynamic_schedule
+        from slimdeploy.cli.slim.dynamic import dynamic, dynamic_request
 
-        make = partial(dynamic_schedule, dynamic_request(scorer, request, impact, step), seed)
+        way = dynamic(dynamic_request(scorer, request, impact, step), seed)
     sample = draw_images(flags.data_dir, flags.split, flags.images, seed)
     kwargs = {} if flags.img_size is None else {"img_size": flags.img_size}
-    schedule = make(flags.model, checkpoint, kwargs, sample, schedule_path, weights)
+    source = TimmModel(flags.model, checkpoint, kwargs, sample, schedule_path, weights)
+    schedule = slimmed_schedule(source, way)
     result = {"schedule": str(schedule_path), **summary(schedule)}
     show(result, summary_table(schedule), json)
 
@@ -184,77 +169,3 @@ def _refuse_of_other(
         raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
     else:
         file.refuse()
-
-
-def draw_images(data_dir: Path, split: str | None, images: int, seed: int) -> ImageFolder:
-    """The calibration images; says so where there are fewer than were asked for."""
-    folder = open_images(data_dir, split, "train", labelled=False)
-    sample = folder.sample(images, seed)
-    if len(sample) < images:
-        note(f"{folder.root}: only {len(sample)} images there, {images} were asked for")
-    return sample
-
-
-def search_schedule(
-    request: SlimRequest,
-    model_name: str,
-    checkpoint: Path | None,
-    kwargs: dict[str, int],
-    sample: ImageFolder,
-    output: Path,
-    weights: Path,
-) -> KeepSchedule:
-    """Search, refit, and write schedule and weights; goes on where a killed run stopped.
-
-    Args:
-        kwargs: for `timm.create_model`.
-        output: the schedule's file; `weights`, the recovered weights', lies beside it.
-
-    Raises:
-        InputError: as `slim_model`.
-    """
-    import torch
-
-    from slimdeploy.slim.pipeline import slim_model, steps
-    from slimdeploy.slim.search_state import SearchState
-    from slimdeploy.slim.timm_models import describe, load_model
-    from slimdeploy.store import open_store
-
-    model, preprocessing = load_model(model_name, checkpoint, kwargs)
-    geometry = describe(model, model_name, kwargs)
-    data = sample.digest()
-    dense = weights_file(checkpoint, output) if checkpoint else None
-    settings = settings_of(request, **identity(geometry, data, dense))
-    with SearchState(work_folder(output), settings) as saved:
-        with told_steps("slimming", steps(geometry, request)) as report, open_store() as store:
-            arrays = load_arrays(sample, preprocessing, store)
-            result = slim_model(model, geometry, torch.from_numpy(arrays), request, saved, report)
-            del arrays  # the disk may be needed for what is written now
-
-        def make(slim_file: WeightsFile | None) -> KeepSchedule:
-            return KeepSchedule(
-                model=geometry,
-                preprocessing=preprocessing,
-                layers=tuple(result.layers),
-                checkpoint=dense,
-                slim_checkpoint=slim_file,
-                provenance=_provenance(request, result.shape, len(sample), data),
-            )
-
-        named = {"name": model_name, "preprocessing": preprocessing}
-        return write_schedule(output, weights, result.model, make, **named)
-
-
-def _provenance(request: SlimRequest, shape: str | None, images: int, data: str) -> Provenance:
-    return Provenance(
-        slimdeploy=__version__,
-        command=command_line(),
-        seed=request.seed,
-        impact=request.impact,
-        shape=shape,
-        mac_reduction=request.mac_reduction,
-        tolerance=request.tolerance,
-        reconstruct=request.reconstruct,
-        images=images,
-        data=data,
-    )

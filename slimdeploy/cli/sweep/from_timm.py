@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from slimdeploy.cli.export.from_timm import TorchExport, export_timm
-from slimdeploy.cli.slim.verb import draw_images, search_schedule
+from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_timm import torch_parity
@@ -107,9 +107,8 @@ class TimmSource:
             refit=RefitOptions(strength=c.ridge),
         )
         sample = draw_images(c.data_dir, c.split, c.images, point.seed)
-        return search_schedule(
-            request, self.name, self.checkpoint, self._kwargs, sample, path, weights
-        )
+        source = TimmModel(self.name, self.checkpoint, self._kwargs, sample, path, weights)
+        return slimmed_schedule(source, static(request))
 
     def _export(self, model: str | None) -> TorchExport:
         """The dense model's export, or, without a name, that of what a schedule names."""

@@ -62,16 +62,16 @@ def dynamic_model(
     geometry: ModelGeometry,
     images: Tensor,
     request: DynamicRequest,
-    progress: Callable[[str], None] | None = None,
     saved: RunState | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> DynamicResult:
     """Make the scorers, refit the weights for their choices, and see what they choose.
 
     Args:
         dense: timm model in eval mode; not changed.
         images: preprocessed calibration images, [n, C, H, W].
-        progress: called with one line after each finished step.
         saved: what a run that was killed had found.
+        progress: called with one line after each finished step.
 
     Raises:
         InputError: for a budget that cannot be reached.
