@@ -43,6 +43,8 @@ class RunState:
         write_text(mark, text)
 
     def __enter__(self) -> Self:
+        if self._found_any():
+            note(f"{self.folder}: going on with what a run that did not end had found")
         return self
 
     def __exit__(
