@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -16,6 +17,13 @@ _DISTRIBUTIONS = {
     "tensorrt-rtx": ("tensorrt-rtx",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
+
+
+def usable_cores() -> int:
+    """CPU cores this process may run on, which a container may have cut down."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

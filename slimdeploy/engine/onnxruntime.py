@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from slimdeploy.engine.emulation import reopened
+from slimdeploy.engine.host import usable_cores
 from slimdeploy.engine.protocol import Array, EngineInfo, Feeds, TensorInfo, check_feeds
 from slimdeploy.engine.sessions import Provider, open_session, session_options
 from slimdeploy.errors import InputError, one_line, requires
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}  # the others are spelled alike
-
-
-def usable_cores() -> int:
-    """CPU cores this process may run on, which a container may have cut down."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OnnxRuntimeEngine:

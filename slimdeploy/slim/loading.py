@@ -17,6 +17,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from slimdeploy.engine.host import usable_cores
 from slimdeploy.errors import InputError
 from slimdeploy.images import ImageFolder, read_image
 from slimdeploy.preprocessing import Preprocessing, to_rgb
@@ -114,7 +115,7 @@ def make_loader(
     return DataLoader(
         TrainingImages(data, transform, options.seed),
         batch_sampler=batches,
-        num_workers=options.workers if len(batches) else 0,
+        num_workers=min(options.workers, usable_cores()) if len(batches) else 0,
         pin_memory=options.device.startswith("cuda"),
     )
 

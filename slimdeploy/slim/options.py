@@ -55,7 +55,7 @@ class FinetuneOptions:
         vflip: probability of a vertical flip.
         color_jitter: strength of brightness, contrast and saturation changes.
         amp_dtype: what both models compute in; weights, losses and steps stay float32.
-        workers: processes that load images.
+        workers: processes that load images, no more than there are cores.
         save_every: steps between savings of an unfinished run (default: five minutes).
         seed: of every random choice.
         device: torch device, as cpu or cuda; under torchrun each process takes its own.

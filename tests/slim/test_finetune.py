@@ -21,7 +21,7 @@ from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Layer, Provenance
 from slimdeploy.slim.amp import attention_for_gradients
 from slimdeploy.slim.finetune import Finetuner
-from slimdeploy.slim.loading import PlannedBatches, make_loader
+from slimdeploy.slim.loading import Plan, PlannedBatches, make_loader
 from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.timm_models import describe
 from slimdeploy.slim.training import StateFile, check_device
@@ -239,6 +239,16 @@ def test_an_unknown_device_is_refused() -> None:
 def test_a_missing_gpu_is_said_to_be_missing() -> None:
     with pytest.raises(MissingError, match="torch sees no CUDA device"):
         check_device("cuda")
+
+
+@pytest.mark.filterwarnings("error:This DataLoader will create")
+def test_no_more_processes_load_images_than_there_are_cores(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    data, options = ImageFolder.open(photographs, "train"), FinetuneOptions(workers=8)
+    batches = PlannedBatches(Plan.of(len(data), options), 0, 1)
+    assert make_loader(data, PREPROCESSING, options, batches).num_workers == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from slimdeploy.engine.building.report import BuildReport
 from slimdeploy.engine.building.request import BuildRequest
 from slimdeploy.engine.gpu import find_gpu
-from slimdeploy.engine.onnxruntime import tensor_info, usable_cores
+from slimdeploy.engine.host import usable_cores
+from slimdeploy.engine.onnxruntime import tensor_info
 from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.sessions import PROVIDERS, open_session, session_options
 from slimdeploy.engine.trt.parse import Attention
