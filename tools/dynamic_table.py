@@ -29,6 +29,7 @@ from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.files import write_text
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph import slim_graph
 from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.graph.files.storage import save_model
@@ -41,7 +42,6 @@ from slimdeploy.slim.dynamic import DynamicRequest, dynamic_model, slim_of
 from slimdeploy.slim.finetune import Finetuner
 from slimdeploy.slim.options import FinetuneOptions
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
-from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.timm_models import describe, load_model
 from tools.dynamic_page import markdown
 from tools.peers import EvitVit, TomeVit, evit_for_budget, peer_macs, tome_for_budget
@@ -150,7 +150,7 @@ def make_method(
         request = SlimRequest(mac_reduction=reduction, shape=shape)
         found = slim_model(bench.model, bench.geometry, bench.calibration, request)
         return scheduled(name, bench.schedule(found.layers), found.model, found.shape)
-    options = RefitOptions() if refit else None
+    options = RidgeOptions() if refit else None
     wanted = DynamicRequest(next(s for s in SCORERS if s == name), reduction, shape, refit=options)
     made = dynamic_model(bench.model, bench.geometry, bench.calibration, wanted)
     return scheduled(name, bench.schedule(made.layers, made.dynamic), made.model, made.shape)

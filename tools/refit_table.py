@@ -23,19 +23,20 @@ from torch import Tensor
 from slimdeploy.cli.common import load_arrays
 from slimdeploy.console import note
 from slimdeploy.files import write_text
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.images import ImageFolder
 from slimdeploy.slim.amp import autocast
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
-from slimdeploy.slim.refit import RefitOptions, refit_model
+from slimdeploy.slim.refit import refit_model
 from slimdeploy.slim.timm_models import describe, load_model
 from tools.accuracy_table import STUDIES
 
 app = App(help="The refit's settings, measured.")
 RECORD = Path("docs/bench/refit.json")
 IMAGES = 192
-USUAL = (IMAGES, RefitOptions().strength, RefitOptions().read_weight)
+USUAL = (IMAGES, RidgeOptions().strength, RidgeOptions().read_weight)
 TRIED = (
     *((IMAGES, strength, USUAL[2]) for strength in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)),
     *((IMAGES, USUAL[1], weight) for weight in (1.0, 10.0, 100.0)),
@@ -115,7 +116,7 @@ def table(
             model = copy.deepcopy(bench.model)
             if setting is not None:
                 state = Calibration(bench.model, bench.geometry, bench.calibration(setting[0]))
-                refit_model(state, model, keep, RefitOptions(*setting[1:]))
+                refit_model(state, model, keep, RidgeOptions(*setting[1:]))
             judged = bench.judge(SlimVit(model, keep))
             said = {"held": len(bench.labels), "dense_top1": top1}
             rows.append({**about, "setting": setting, **said, **judged})

@@ -24,10 +24,11 @@ from torch.nn import functional as F
 from slimdeploy.cli.common import load_arrays
 from slimdeploy.console import note
 from slimdeploy.files import write_text
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.images import ImageFolder
 from slimdeploy.slim.model import embed, local_rows, slim_block
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
-from slimdeploy.slim.refit import RefitOptions, refit_block, token_weights
+from slimdeploy.slim.refit import refit_block, token_weights
 from slimdeploy.slim.timm_models import describe, load_model
 
 app = App(help="Static merging of dropped tokens into kept ones, measured.")
@@ -88,7 +89,7 @@ def refitted(
     matrices: Sequence[Tensor],
 ) -> Any:
     """A copy of the model, block after block refitted behind the merging."""
-    model, options, inputs = copy.deepcopy(dense), RefitOptions(), list(streams[0])
+    model, options, inputs = copy.deepcopy(dense), RidgeOptions(), list(streams[0])
     for layer, block in enumerate(model.blocks):
         inputs = [matrices[layer] @ x for x in inputs]
         ids, weights = torch.tensor(keep[layer]), token_weights(keep[layer], [0], options)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.errors import InputError
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.images import spread
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
@@ -18,7 +19,7 @@ from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
 from slimdeploy.slim.impact import Impact, make_impact
 from slimdeploy.slim.reconstruct import GradientOptions
-from slimdeploy.slim.refit import RefitOptions, refit_model
+from slimdeploy.slim.refit import refit_model
 from slimdeploy.slim.search import SearchOptions, search
 from slimdeploy.slim.search_state import SearchState
 from slimdeploy.slim.shapes import Trial
@@ -42,7 +43,7 @@ class SlimRequest:
     step: int = 10
     seed: int = 0
     search_images: int = 64
-    refit: RefitOptions = field(default_factory=RefitOptions)
+    refit: RidgeOptions = field(default_factory=RidgeOptions)
     gradient: GradientOptions = field(default_factory=GradientOptions)
 
     def search_options(self, geometry: ModelGeometry) -> SearchOptions:

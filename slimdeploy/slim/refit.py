@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from slimdeploy.errors import InputError
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.run_state import RunState
 from slimdeploy.slim.batches import Batches, Held, InMemory, replaced
 from slimdeploy.slim.calibration import Calibration
@@ -37,23 +37,6 @@ from slimdeploy.slim.model import (
 )
 from slimdeploy.slim.types import Vit, VitBlock
 from slimdeploy.store import open_store
-
-
-@dataclass(frozen=True)
-class RefitOptions:
-    """How the ridge regression weighs its evidence.
-
-    Attributes:
-        strength: λ in units of the mean diagonal of the normal matrix.
-        read_weight: weight of the tokens that the head reads; patches weigh 1.
-    """
-
-    strength: float = 1.0
-    read_weight: float = 30.0
-
-    def __post_init__(self) -> None:
-        if not self.strength > 0:
-            raise InputError(f"--ridge {self.strength}: must be above 0")
 
 
 @dataclass
@@ -104,7 +87,7 @@ class _Refit:
     block: VitBlock
     rows: Sequence[Tensor | None]
     weights: Tensor
-    options: RefitOptions
+    options: RidgeOptions
     hold: Callable[[], Held] = InMemory
     solved: bool = False
 
@@ -191,7 +174,7 @@ def refit_block(
     rows: Rows,
     dense_rows: Rows,
     weights: Tensor,
-    options: RefitOptions,
+    options: RidgeOptions,
 ) -> None:
     """Refit one block in place. Rows are [q], or for choices per image [B, q] batch by batch.
 
@@ -207,7 +190,7 @@ def refit_block(
     refit.second_layer(refit.projection(inputs, after), (mlp_half(dense_block, x) for x in after))
 
 
-def token_weights(keep: Sequence[int], reads: Sequence[int], options: RefitOptions) -> Tensor:
+def token_weights(keep: Sequence[int], reads: Sequence[int], options: RidgeOptions) -> Tensor:
     """Weight of each kept token, [q]: those that the head reads count more."""
     return torch.tensor([options.read_weight if token in reads else 1.0 for token in keep])
 
@@ -229,7 +212,7 @@ def refit_model(
     state: Calibration,
     model: Vit,
     keep: Sequence[Sequence[int]],
-    options: RefitOptions | None = None,
+    options: RidgeOptions | None = None,
     progress: Any = None,
     saved: RunState | None = None,
 ) -> None:
@@ -242,7 +225,7 @@ def refit_model(
     Raises:
         InputError: if neither memory nor the disk has room for the activations.
     """
-    options = options or RefitOptions()
+    options = options or RidgeOptions()
     every = local_rows(keep, state.tokens)
 
     def kept(index: int, _: Iterable[Tensor]) -> Kept:
@@ -258,7 +241,7 @@ def refit_blocks(
     state: Calibration,
     model: Vit,
     kept: Callable[[int, Held], Kept],
-    options: RefitOptions,
+    options: RidgeOptions,
     progress: Any = None,
     saved: RunState | None = None,
 ) -> None:
@@ -301,4 +284,4 @@ def refit_blocks(
                 progress(index + 1)
 
 
-__all__ = ["Kept", "RefitOptions", "refit_block", "refit_blocks", "refit_model", "token_weights"]
+__all__ = ["Kept", "refit_block", "refit_blocks", "refit_model", "token_weights"]

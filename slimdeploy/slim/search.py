@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from slimdeploy.errors import InputError
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.schedule import Layer
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.choices import Reconstruct
 from slimdeploy.slim.impact import Impact
 from slimdeploy.slim.model import select
 from slimdeploy.slim.reconstruct import GradientOptions, LayerProblem, reconstruct_by_gradient
-from slimdeploy.slim.refit import RefitOptions, refit_block, token_weights
+from slimdeploy.slim.refit import refit_block, token_weights
 from slimdeploy.slim.search_state import SearchState
 
 
@@ -44,7 +45,7 @@ class SearchOptions:
     reconstruct: Reconstruct = "refit"
     seed: int = 0
     gradient: GradientOptions = field(default_factory=GradientOptions)
-    refit: RefitOptions = field(default_factory=RefitOptions)
+    refit: RidgeOptions = field(default_factory=RidgeOptions)
 
     def __post_init__(self) -> None:
         if (self.counts is None) == (self.tolerance is None):

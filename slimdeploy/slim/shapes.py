@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from slimdeploy.counts import Shape, best_shape, counts_for_budget
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.schedule import ModelGeometry
 from slimdeploy.slim.batches import picked
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import Impact
 from slimdeploy.slim.model import SlimVit
-from slimdeploy.slim.refit import RefitOptions, refit_model
+from slimdeploy.slim.refit import refit_model
 from slimdeploy.slim.search import top_up
 from slimdeploy.slim.types import Vit
 from slimdeploy.store import open_store
@@ -76,7 +77,7 @@ class Trial:
     state: Calibration
     images: Tensor
     impact: Impact
-    refit: RefitOptions | None
+    refit: RidgeOptions | None
     mac_reduction: float
     multiple_of: int = 1
 

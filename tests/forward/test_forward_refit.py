@@ -20,7 +20,7 @@ from slimdeploy.graph.masked import masked_graph
 from slimdeploy.graph.tokens.keep import token_order
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import SlimVit
-from slimdeploy.slim.refit import RefitOptions, refit_model
+from slimdeploy.slim.refit import refit_model
 from slimdeploy.store import open_store
 from tests.forward.models import Case, ids_in, relative
 from tests.graph.exports import run
@@ -41,7 +41,7 @@ def refitted(case: Case, select: Any = "gather", budget: int = 1 << 29) -> tuple
 def by_torch(case: Case) -> Any:
     state = Calibration(case.torch, case.geometry, case.tensor, batch_size=8)
     model = copy.deepcopy(case.torch)
-    refit_model(state, model, case.keep, RefitOptions())
+    refit_model(state, model, case.keep, RidgeOptions())
     return model
 
 

@@ -16,7 +16,6 @@ from slimdeploy.forward.slimming import ForwardRequest, slim_forward
 from slimdeploy.graph import GraphOptions
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import make_impact
-from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.shapes import Trial
 from slimdeploy.store import open_store
 from tests.forward.models import Case
@@ -53,7 +52,7 @@ def test_both_paths_measure_the_same_errors_and_take_the_least(case: Case, refit
     lines: list[str] = []
     state = Calibration(case.torch, case.geometry, torch.from_numpy(case.images))
     trial = Trial(
-        state, state.images, make_impact("cover"), RefitOptions() if refit else None, BUDGET
+        state, state.images, make_impact("cover"), RidgeOptions() if refit else None, BUDGET
     )
     shape, found = trial.best(lines.append), errors(lines)
     assert set(found) == set(TRIED)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.slim.batches import Batches, replaced
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import SlimVit
-from slimdeploy.slim.refit import RefitOptions, _Normal, refit_model
+from slimdeploy.slim.refit import _Normal, refit_model
 from slimdeploy.slim.timm_models import describe
 from slimdeploy.store import open_store
 
@@ -24,7 +25,7 @@ def refitted(
 ) -> Any:
     state = Calibration(model, describe(model, "small"), images, batch_size, memory)
     result = copy.deepcopy(model)
-    refit_model(state, result, KEEP, RefitOptions(**options))
+    refit_model(state, result, KEEP, RidgeOptions(**options))
     return result
 
 

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from slimdeploy.errors import InputError
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.run_state import settings_of
 from slimdeploy.schedule import Layer, token_problem
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.impact import make_impact
 from slimdeploy.slim.reconstruct import LayerProblem
-from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.search import SearchOptions, recover, search, top_up
 from slimdeploy.slim.search_state import SearchState
 from slimdeploy.slim.timm_models import describe
@@ -72,7 +72,7 @@ def test_reconstruction_lowers_the_next_layers_error(
     problem, keep = LayerProblem.collect(state, 2), [0, 3, 7, 9, 12]
     before = problem.error(keep)
     options = SearchOptions(
-        tolerance=0.1, reconstruct=reconstruct, refit=RefitOptions(strength=0.01)
+        tolerance=0.1, reconstruct=reconstruct, refit=RidgeOptions(strength=0.01)
     )
     recover(problem, keep, options)
     assert problem.error(keep) < 0.9 * before

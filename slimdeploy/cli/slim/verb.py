@@ -98,14 +98,14 @@ def slim(
         slim_file(onnx, wanted, output or Path("slim.onnx"), output_checkpoint, json)
         return
     with requires("train"):
+        from slimdeploy.forward.ridge import RidgeOptions
         from slimdeploy.slim import timm_models  # noqa: F401
         from slimdeploy.slim.pipeline import SlimRequest
-        from slimdeploy.slim.refit import RefitOptions
 
     request = SlimRequest(
         mac_reduction=mac_reduction, tolerance=tolerance, shape=shape, multiple_of=multiple_of,
         impact=impact or DEFAULT_IMPACT, reconstruct=reconstruct, step=10 if step is None else step,
-        seed=seed, search_images=search_images, refit=RefitOptions(strength=ridge),
+        seed=seed, search_images=search_images, refit=RidgeOptions(strength=ridge),
     )  # fmt: skip
     flags = _TimmFlags(str(model), checkpoint, data_dir, split, images, img_size)
     dynamic_flags = (dynamic, impact, step)

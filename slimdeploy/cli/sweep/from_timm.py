@@ -92,8 +92,8 @@ class TimmSource:
         return Made(slim, schedule, parity.relative, files)
 
     def _search(self, point: Point, path: Path, weights: Path) -> KeepSchedule:
+        from slimdeploy.forward.ridge import RidgeOptions
         from slimdeploy.slim.pipeline import SlimRequest
-        from slimdeploy.slim.refit import RefitOptions
 
         c = self.calibration
         request = SlimRequest(
@@ -104,7 +104,7 @@ class TimmSource:
             reconstruct=c.reconstruct,
             seed=point.seed,
             search_images=c.search_images,
-            refit=RefitOptions(strength=c.ridge),
+            refit=RidgeOptions(strength=c.ridge),
         )
         sample = draw_images(c.data_dir, c.split, c.images, point.seed)
         source = TimmModel(self.name, self.checkpoint, self._kwargs, sample, path, weights)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
 from slimdeploy.dynamic import Dynamic, Scorer
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.macs import dense_macs
 from slimdeploy.positions import keep_by_rank
 from slimdeploy.run_state import RunState
@@ -20,7 +21,6 @@ from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.dynamic.model import DynamicVit
 from slimdeploy.slim.dynamic.predictor import fit_predictor
 from slimdeploy.slim.dynamic.refit import refit_dynamic
-from slimdeploy.slim.refit import RefitOptions
 from slimdeploy.slim.shapes import closest_shape
 from slimdeploy.slim.types import Vit
 
@@ -37,7 +37,7 @@ class DynamicRequest:
     mac_reduction: float
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
-    refit: RefitOptions | None = field(default_factory=RefitOptions)
+    refit: RidgeOptions | None = field(default_factory=RidgeOptions)
 
 
 @dataclass(frozen=True)

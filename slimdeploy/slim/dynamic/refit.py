@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 
+from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.run_state import RunState
 from slimdeploy.slim.batches import Held
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.dynamic.model import DynamicVit, take_ids
-from slimdeploy.slim.refit import Kept, RefitOptions, refit_blocks, token_weights
+from slimdeploy.slim.refit import Kept, refit_blocks, token_weights
 
 
 def refit_dynamic(
     state: Calibration,
     slim: DynamicVit,
-    options: RefitOptions | None = None,
+    options: RidgeOptions | None = None,
     progress: Any = None,
     saved: RunState | None = None,
 ) -> None:
@@ -30,7 +31,7 @@ def refit_dynamic(
     Raises:
         InputError: if neither memory nor the disk has room for the activations.
     """
-    options = options or RefitOptions()
+    options = options or RidgeOptions()
     ids = [torch.arange(state.tokens).expand(len(x), -1) for x in state.batches()]
 
     def kept(index: int, stream: Held) -> Kept:
