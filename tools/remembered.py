@@ -37,9 +37,9 @@ class Remembered:
 
     def __call__(self, images: Tensor) -> Answer:
         """The answer to these images, bit for bit the one that was given first."""
-        path = self.folder / f"{sha256(images.numpy().tobytes()).hexdigest()[:32]}.pt"
+        path = self.folder / f"{sha256(images.cpu().numpy().tobytes()).hexdigest()[:32]}.pt"
         if path.is_file():
-            known: dict[str, Any] = torch.load(path)
+            known: dict[str, Any] = torch.load(path, map_location=images.device)
             self.saved += known["seconds"]
             return known["logits"], known["tokens"], []
         start = time.process_time()

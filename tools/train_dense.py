@@ -79,18 +79,18 @@ def augment(images: Tensor, size: int, generator: torch.Generator, dihedral: boo
         theta[:, 1, 1] *= torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
         turned = torch.rand(n, generator=generator) < 0.5
         theta[turned] = theta[turned][:, [1, 0]]
-    x = images.float() / 255
+    x, theta = images.float() / 255, theta.to(images.device)
     grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
     mode = "bicubic" if x.shape[-1] < size else "bilinear"
     x = F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)
-    gain = 1 + 0.1 * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)
+    gain = (1 + 0.1 * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)).to(x.device)
     x = ((x * gain[0] - 0.5) * gain[1] + 0.5).clamp(0, 1)
     return normalise(x)
 
 
 def normalise(x: Tensor) -> Tensor:
     """Colours in 0..1, [B, 1 or 3, H, W], to the model's input [B, 3, H, W]."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     return (x.expand(-1, 3, -1, -1) - mean) / std
 
 
@@ -101,7 +101,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> flo
     right = 0
     for x, y in zip(images.split(64), labels.split(64), strict=True):
         x = F.interpolate(x.float() / 255, (size, size), mode="bicubic", antialias=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16):
             right += int((model(normalise(x.clamp(0, 1))).argmax(1) == y).sum())
     return right / len(labels)
 
@@ -154,11 +154,13 @@ def learning_rate(step: int, total: int, peak: float) -> float:
 
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
-    set_fused_attn(False)  # on a CPU the fused kernel's backward pass costs half of the step again
+    device = torch.device(arguments.device)
+    if device.type == "cpu":  # there the fused kernel's backward pass costs half of a step again
+        set_fused_attn(False)
     folder = ImageFolder.open(arguments.data_dir, "train")
-    images, labels = load_arrays(folder)
+    images, labels = (x.to(device) for x in load_arrays(folder))
     held = load_arrays(ImageFolder.open(arguments.data_dir, "val"))
-    held = _evenly(held, arguments.val_images)
+    held = tuple(x.to(device) for x in _evenly(held, arguments.val_images))
     steps = plan_steps(arguments.stages, len(images), arguments.batch_size, arguments.seed)
     size = steps[-1].size
     model = make_model(
@@ -168,6 +170,7 @@ def train(arguments: argparse.Namespace) -> None:
         arguments.initial_checkpoint,
         arguments.drop_path,
     )
+    model.to(device)
     freeze(model, arguments.freeze_blocks)
     optimiser = create_optimizer_v2(
         model, opt="adamw", lr=arguments.lr, weight_decay=0.05, layer_decay=arguments.layer_decay
@@ -176,7 +179,7 @@ def train(arguments: argparse.Namespace) -> None:
     state_path = arguments.output.with_suffix(".state")
     first = 0
     if state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, weights_only=True, map_location=device)
         first = state["step"]
         model.load_state_dict(state["model"])
         ema.module.load_state_dict(state["ema"])
@@ -192,7 +195,7 @@ def train(arguments: argparse.Namespace) -> None:
             )
         model.train()
         model.patch_drop.prob = step.drop
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             loss = F.cross_entropy(model(x).float(), labels[step.rows], label_smoothing=0.1)
         optimiser.zero_grad()
         loss.backward()
@@ -222,7 +225,7 @@ def train(arguments: argparse.Namespace) -> None:
         input_size=(3, size, size), crop_pct=1.0, interpolation="bicubic", mean=MEAN, std=STD
     )
     save_weights(
-        (model if arguments.save == "last" else ema.module).eval(),
+        (model if arguments.save == "last" else ema.module).eval().cpu(),
         arguments.output,
         name=arguments.model,
         preprocessing=preprocessing,
@@ -255,6 +258,7 @@ def main() -> None:
     parser.add_argument("--dihedral", action="store_true", help="for images without an upside")
     parser.add_argument("--val-images", type=int, default=2000, help="drawn evenly")
     parser.add_argument("--check-every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--device", default="cpu", help="torch device, as cuda")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

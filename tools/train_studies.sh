@@ -1,15 +1,16 @@
 #!/bin/sh
-# The dense models of docs/bench/accuracy.md, from DINOv2's ViT-S/14: tools/train_studies.sh WEIGHTS
+# The dense models of docs/bench/accuracy.md, from DINOv2's ViT-S/14:
+# tools/train_studies.sh WEIGHTS [DEVICE]
 # After `python -m tools.fashion_mnist.prepare` and `python -m tools.prepare_elpv --output build/elpv`.
 set -eu
-start=$1
+start=$1 device=${2:-cpu}
 
 # DATA SEED FROM TO, and more flags of the trainer
 train() {
     data=$1 seed=$2 from=$3 to=$4
     shift 4
     python -m tools.train_dense --model vit_small_patch14_dinov2 --data-dir "$data" --seed "$seed" \
-        --initial-checkpoint "$from" --output "$to" --freeze-blocks 2 "$@"
+        --initial-checkpoint "$from" --output "$to" --freeze-blocks 2 --device "$device" "$@"
 }
 
 mkdir -p build/fm build/elpv_vit_small
