@@ -17,9 +17,9 @@ STAGES = {"dense_weights": "the dense model's weights", "refit": "after the clos
 _INK, _QUIET = "#1a1a1a", "#6b6b6b"
 # Told apart by their shape as well: for eyes that do not see colours, and for printers.
 _STYLES = {
-    DEFAULT: ("#1f6f8b", "o"), "path": ("#c8553d", "s"), "attention": ("#7b4b94", "D"),
-    "class-attention": ("#b8860b", "v"), "grid": ("#6a8532", "^"), "centre": ("#3b3b3b", "P"),
-    "random": ("#c2185b", "X"),
+    DEFAULT: ("#1f6f8b", "o"), "joint": ("#4d9078", "h"), "path": ("#c8553d", "s"),
+    "attention": ("#7b4b94", "D"), "class-attention": ("#b8860b", "v"), "grid": ("#6a8532", "^"),
+    "centre": ("#3b3b3b", "P"), "random": ("#c2185b", "X"),
 }  # fmt: skip
 _DODGE = 0.22  # points of MACs between marks that would hide each other
 
@@ -45,7 +45,7 @@ def draw(records: dict[str, dict[str, Any]], path: Path) -> None:
     shown = [
         grid[0, 0].plot([], [], marker=m, color=c, label=n)[0] for n, (c, m) in _STYLES.items()
     ]
-    figure.legend(handles=shown, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
+    figure.legend(handles=shown, loc="outside lower center", ncols=8, frameon=False, fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 

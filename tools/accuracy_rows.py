@@ -12,7 +12,7 @@ from slimdeploy.measure.stats import Interval, mean_interval
 from tools.hits import unpacked
 
 DEFAULT = "cover"
-CONTROLS = ("path", "attention", "class-attention", "grid", "centre", "random")
+CONTROLS = ("joint", "path", "attention", "class-attention", "grid", "centre", "random")
 COMPARED = ("geometric", 192)
 """Counts and images: geometric counts are those of the budget alone, whatever ranks the tokens."""
 
