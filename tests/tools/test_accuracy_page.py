@@ -116,13 +116,13 @@ def test_the_default_is_set_against_the_others_by_budget_and_stage() -> None:
         table, _, counted = text.partition("## `cover` against")[2].partition("\n\n- ")
         (line,) = [line for line in table.splitlines() if line.startswith("| small")]
         assert cells(line) == [
-            "small", "46%", "refit", "+0.00", "-", "-", "**-29.00**", "-", "-", "1 or 2"
+            "small", "46%", "refit", "-", "+0.00", "-", "-", "**-29.00**", "-", "-", "1 or 2"
         ]  # fmt: skip
         assert counted.startswith("refit: 2 compared, 1 in favour of `cover` (1 by an interval")
         assert ", 0 against it (0 so)." in counted
         agreement = counted.partition("### By agreement")[2]
         (line,) = [line for line in agreement.splitlines() if line.startswith("| small")]
-        assert cells(line)[3:8] == ["+0.00", "-", "-", "**-14.50**", "-"]
+        assert cells(line)[3:8] == ["-", "+0.00", "-", "-", "**-14.50**"]
     assert len(verdict({"small": {**record, "rows": rows + others[2:]}})) == len(
         verdict({"small": record})
     ), "judged on other images"
