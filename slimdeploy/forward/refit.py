@@ -94,7 +94,7 @@ class Refit:
         name = f"refit-{len(self.changed):03d}"
         known = self.saved.recall_arrays(name, {part: x.shape for part, x in values.items()})
         if known is None:
-            change, shift = self._solve(layer, block, end, mine, target, weight, bias is not None)
+            change, shift = self._solve(layer, block, end, mine, target, len(weight))
             known = {"weight": weight + change}
             if bias is not None and shift is not None:
                 known["bias"] = bias + shift
@@ -108,21 +108,18 @@ class Refit:
         end: str,
         mine: dict[str, Array],
         target: Array,
-        weight: Floats,
-        has_bias: bool,
+        width: int,
     ) -> tuple[Floats, Floats | None]:
-        """How weight and bias change."""
+        """How weight and bias change; the layer reads `width` features."""
         ids = list(self.keep[block - 1])
-        normal = Normal(has_bias)
+        normal = Normal(layer.bias is not None)
         importance = np.where(np.isin(ids, self.reads), self.options.read_weight, 1.0)
         ends = [name for name in (layer.source, end) if name not in mine]
         with open_part(self.slim.cut([*mine], ends)) as part:
             for rows, outputs in self.feed.run(part, mine):
                 missing = target[rows][:, ids].astype(np.float32) - outputs[end]
                 source = outputs.get(layer.source)
-                inputs = (mine[layer.source][rows] if source is None else source).reshape(
-                    -1, len(weight)
-                )
+                inputs = (mine[layer.source][rows] if source is None else source).reshape(-1, width)
                 repeated = np.tile(importance, rows.stop - rows.start)
                 normal.add(inputs, missing.reshape(len(inputs), -1), repeated)
         return normal.solve(self.options.strength)
