@@ -38,10 +38,10 @@ to compare estimators, not to tell the loss: the dense model gets fewer of those
 The dense models of which the repository holds no weights were made from DINOv2's, stored in half
 precision, by the commands of `tools/train_studies.sh DINOV2` on two cores: Fashion-MNIST's in about
 140 minutes, ELPV's in 25. Fine-tuning a slim model took the CPU seconds given, all cores together.
-Rows come from a Xeon with AMX, but for those of the ViT-Ti on ELPV at 46 % and above with seeds 1
-and 2, those of `joint`, and "four times as long" there, which come from an AMD EPYC: seconds do not
-compare between the two, and bfloat16 is not rounded alike (one of the dense model's 525 answers
-differs).
+Rows come from a Xeon with AMX, but for those of the ViT-Ti on ELPV at 46 % and above with geometric
+counts and seeds 1 and 2, those of `joint`, and "four times as long" there, which come from an AMD
+EPYC, as do the dense ViT-Ti's answers: seconds do not compare between the two, and bfloat16 is not
+rounded alike (one of the dense model's 525 answers differs).
 
 Searches, refits and their settings were chosen without the test images. Of fine-tuning that is only
 half true: its settings were chosen on validation images, but after other recipes had failed on test
