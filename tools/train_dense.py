@@ -11,6 +11,7 @@ resizing) or of large ones (patch dropout); the last on all.
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import time
 from dataclasses import dataclass
@@ -67,16 +68,37 @@ def plan_steps(stages: str, n: int, batch: int, seed: int) -> list[Step]:
     return steps
 
 
-def augment(images: Tensor, size: int, generator: torch.Generator, dihedral: bool) -> Tensor:
-    """Random flip, shift (7 %), zoom (10 %), brightness, contrast: bytes to [B, 3, size, size]."""
+def soft_targets(folder: ImageFolder, annotations: Path | None) -> Tensor:
+    """Class probabilities to learn, [n, classes]: of the labels, or halfway to the annotators'.
+
+    Args:
+        annotations: a CSV of the columns `file` and `probability`, that of the first class.
+    """
+    targets = F.one_hot(torch.tensor(folder.labels), len(folder.classes)).float()
+    if annotations is None:
+        return targets
+    with annotations.open(encoding="utf-8", newline="") as handle:
+        known = {row["file"]: float(row["probability"]) for row in csv.DictReader(handle)}
+    first = torch.tensor([known[Path(file).name] for file in folder.files])
+    return (targets + torch.stack([first, 1 - first], dim=1)) / 2
+
+
+def augment(images: Tensor, size: int, generator: torch.Generator, symmetry: str) -> Tensor:
+    """Random flip, shift (7 %), zoom (10 %), brightness, contrast: bytes to [B, 3, size, size].
+
+    Args:
+        symmetry: "upright" flips left and right only, "mirror" up and down too, "dihedral" also
+            turns.
+    """
     n = len(images)
     zoom = 1 + 0.1 * (2 * torch.rand(n, generator=generator) - 1)
     flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
     shift = 0.14 * (2 * torch.rand(n, 2, generator=generator) - 1)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom * flip, zoom, shift
-    if dihedral:
+    if symmetry != "upright":
         theta[:, 1, 1] *= torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    if symmetry == "dihedral":
         turned = torch.rand(n, generator=generator) < 0.5
         theta[turned] = theta[turned][:, [1, 0]]
     x, theta = images.float() / 255, theta.to(images.device)
@@ -158,7 +180,8 @@ def train(arguments: argparse.Namespace) -> None:
     if device.type == "cpu":  # there the fused kernel's backward pass costs half of a step again
         set_fused_attn(False)
     folder = ImageFolder.open(arguments.data_dir, "train")
-    images, labels = (x.to(device) for x in load_arrays(folder))
+    images = load_arrays(folder)[0].to(device)
+    targets = soft_targets(folder, arguments.annotations).to(device)
     held = load_arrays(ImageFolder.open(arguments.data_dir, "val"))
     held = tuple(x.to(device) for x in _evenly(held, arguments.val_images))
     steps = plan_steps(arguments.stages, len(images), arguments.batch_size, arguments.seed)
@@ -188,7 +211,7 @@ def train(arguments: argparse.Namespace) -> None:
     for index in range(first, len(steps)):
         step = steps[index]
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + index)
-        x = augment(images[step.rows], step.size, generator, arguments.dihedral)
+        x = augment(images[step.rows], step.size, generator, arguments.symmetry)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(index, len(steps), arguments.lr) * group.get(
                 "lr_scale", 1.0
@@ -196,7 +219,9 @@ def train(arguments: argparse.Namespace) -> None:
         model.train()
         model.patch_drop.prob = step.drop
         with torch.autocast(device.type, torch.bfloat16):
-            loss = F.cross_entropy(model(x).float(), labels[step.rows], label_smoothing=0.1)
+            loss = F.cross_entropy(
+                model(x).float(), targets[step.rows], label_smoothing=arguments.smoothing
+            )
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -255,7 +280,18 @@ def main() -> None:
     parser.add_argument("--ema-decay", type=float, default=0.995)
     parser.add_argument("--freeze-blocks", type=int, default=0, help="first blocks left alone")
     parser.add_argument("--save", choices=["average", "last"], default="average", help="weights")
-    parser.add_argument("--dihedral", action="store_true", help="for images without an upside")
+    parser.add_argument(
+        "--symmetry",
+        choices=["upright", "mirror", "dihedral"],
+        default="upright",
+        help="of the images: left and right, up and down too, turns too",
+    )
+    parser.add_argument("--smoothing", type=float, default=0.1, help="of the labels")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        help="CSV: file, and the probability of the first of two classes",
+    )
     parser.add_argument("--val-images", type=int, default=2000, help="drawn evenly")
     parser.add_argument("--check-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--device", default="cpu", help="torch device, as cuda")
