@@ -11,14 +11,11 @@ resizing) or of large ones (patch dropout); the last on all.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file
@@ -29,91 +26,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimdeploy.files import atomic_path
-from slimdeploy.images import ImageFolder, read_image
-from slimdeploy.preprocessing import Preprocessing, to_rgb
+from slimdeploy.images import ImageFolder
+from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.slim.checkpoint import save_weights
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step: image size in pixels, share of patches dropped, training rows."""
-
-    size: int
-    drop: float
-    rows: Tensor
-
-
-def load_arrays(folder: ImageFolder) -> tuple[Tensor, Tensor]:
-    """All images as bytes, [n, C, H, W] (C is 1 if all are grey), and labels [n]."""
-    images = [np.asarray(to_rgb(read_image(file))) for file in folder.files]
-    data = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    if bool((data[:, :1] == data[:, 1:]).all()):
-        data = data[:, :1]
-    return data.contiguous(), torch.tensor(folder.labels)
+from tools.training_data import (
+    MEAN,
+    STD,
+    Step,
+    augment,
+    evenly,
+    load_arrays,
+    normalise,
+    plan_steps,
+    soft_targets,
+)
 
 
-def plan_steps(stages: str, n: int, batch: int, seed: int) -> list[Step]:
-    """The whole run, stage after stage: `98:1.5,196/0.6:1` is size[/dropped patches]:epochs."""
-    generator, steps = torch.Generator().manual_seed(seed), []
-    for stage in stages.split(","):
-        size, epochs = stage.split(":")
-        size, _, drop = size.partition("/")
-        wanted = round(float(epochs) * n / batch)
-        rows = torch.cat(
-            [torch.randperm(n, generator=generator) for _ in range(math.ceil(float(epochs)))]
-        )
-        steps += [Step(int(size), float(drop or 0), part) for part in rows.split(batch)[:wanted]]
-    return steps
+class Pace:
+    """A running mean of the loss, and images a second since it began."""
 
+    def __init__(self) -> None:
+        self.started, self.images, self.loss = time.time(), 0, math.nan
 
-def soft_targets(folder: ImageFolder, annotations: Path | None) -> Tensor:
-    """Class probabilities to learn, [n, classes]: of the labels, or halfway to the annotators'.
+    def tell(self, loss: float, images: int) -> None:
+        """Count a step."""
+        self.loss = loss if math.isnan(self.loss) else self.loss + (loss - self.loss) * 0.02
+        self.images += images
 
-    Args:
-        annotations: a CSV of the columns `file` and `probability`, that of the first class.
-    """
-    targets = F.one_hot(torch.tensor(folder.labels), len(folder.classes)).float()
-    if annotations is None:
-        return targets
-    with annotations.open(encoding="utf-8", newline="") as handle:
-        known = {row["file"]: float(row["probability"]) for row in csv.DictReader(handle)}
-    first = torch.tensor([known[Path(file).name] for file in folder.files])
-    return (targets + torch.stack([first, 1 - first], dim=1)) / 2
-
-
-def augment(images: Tensor, size: int, generator: torch.Generator, symmetry: str) -> Tensor:
-    """Random flip, shift (7 %), zoom (10 %), brightness, contrast: bytes to [B, 3, size, size].
-
-    Args:
-        symmetry: "upright" flips left and right only, "mirror" up and down too, "dihedral" also
-            turns.
-    """
-    n = len(images)
-    zoom = 1 + 0.1 * (2 * torch.rand(n, generator=generator) - 1)
-    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
-    shift = 0.14 * (2 * torch.rand(n, 2, generator=generator) - 1)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = zoom * flip, zoom, shift
-    if symmetry != "upright":
-        theta[:, 1, 1] *= torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
-    if symmetry == "dihedral":
-        turned = torch.rand(n, generator=generator) < 0.5
-        theta[turned] = theta[turned][:, [1, 0]]
-    x, theta = images.float() / 255, theta.to(images.device)
-    grid = F.affine_grid(theta, [n, x.shape[1], size, size], align_corners=False)
-    mode = "bicubic" if x.shape[-1] < size else "bilinear"
-    x = F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)
-    gain = (1 + 0.1 * (2 * torch.rand(2, n, 1, 1, 1, generator=generator) - 1)).to(x.device)
-    x = ((x * gain[0] - 0.5) * gain[1] + 0.5).clamp(0, 1)
-    return normalise(x)
-
-
-def normalise(x: Tensor) -> Tensor:
-    """Colours in 0..1, [B, 1 or 3, H, W], to the model's input [B, 3, H, W]."""
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    return (x.expand(-1, 3, -1, -1) - mean) / std
+    def __str__(self) -> str:
+        rate = self.images / (time.time() - self.started)
+        return f"loss {self.loss:.4f} {rate:.1f} images/s"
 
 
 @torch.no_grad()
@@ -174,98 +116,115 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise))))
 
 
+class Trainer:
+    """A run: the model, its moving average, the optimiser, and where they stand.
+
+    Args:
+        arguments: of the command line.
+        classes: how many the head tells apart.
+        size: of the last step's images, in pixels.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, classes: int, size: int) -> None:
+        self.arguments, self.size = arguments, size
+        self.device = torch.device(arguments.device)
+        initial, drop_path = arguments.initial_checkpoint, arguments.drop_path
+        self.model = make_model(arguments.model, size, classes, initial, drop_path)
+        self.model.to(self.device)
+        freeze(self.model, arguments.freeze_blocks)
+        self.optimiser = create_optimizer_v2(
+            self.model, opt="adamw", lr=arguments.lr, weight_decay=0.05,
+            layer_decay=arguments.layer_decay,
+        )  # fmt: skip
+        self.ema = ModelEmaV3(self.model, decay=arguments.ema_decay, use_warmup=True)
+        self.done = 0
+        self.state_path = arguments.output.with_suffix(".state")
+        if self.state_path.is_file():
+            self.resume()
+
+    def resume(self) -> None:
+        """Go on from the file that `save` left."""
+        state = torch.load(self.state_path, weights_only=True, map_location=self.device)
+        self.done = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def save(self) -> None:
+        """Leave all that going on needs, beside the output."""
+        state = {
+            "step": self.done,
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        with atomic_path(self.state_path) as path:
+            torch.save(state, path)
+
+    def step(self, step: Step, images: Tensor, targets: Tensor, lr: float) -> float:
+        """One optimiser step at that learning rate; its loss."""
+        # Dropped patches and paths depend on the step alone, so that a resumed run repeats them.
+        torch.manual_seed(self.arguments.seed * 1_000_003 + self.done)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.model.train()
+        self.model.patch_drop.prob = step.drop
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.model(images).float()
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.arguments.smoothing)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.ema.update(self.model, step=self.done)
+        self.done += 1
+        return float(loss.detach())
+
+    def write(self) -> None:
+        """The weights, as `slimdeploy` reads them."""
+        model = self.model if self.arguments.save == "last" else self.ema.module
+        preprocessing = Preprocessing(
+            input_size=(3, self.size, self.size), crop_pct=1.0, interpolation="bicubic",
+            mean=MEAN, std=STD,
+        )  # fmt: skip
+        save_weights(
+            model.eval().cpu(), self.arguments.output, name=self.arguments.model,
+            preprocessing=preprocessing, dtype="float16",
+        )  # fmt: skip
+
+
 def train(arguments: argparse.Namespace) -> None:
-    torch.manual_seed(arguments.seed)
+    """Train from the start or from where a killed run stood, and write the weights."""
     device = torch.device(arguments.device)
     if device.type == "cpu":  # there the fused kernel's backward pass costs half of a step again
         set_fused_attn(False)
     folder = ImageFolder.open(arguments.data_dir, "train")
     images = load_arrays(folder)[0].to(device)
     targets = soft_targets(folder, arguments.annotations).to(device)
-    held = load_arrays(ImageFolder.open(arguments.data_dir, "val"))
-    held = tuple(x.to(device) for x in _evenly(held, arguments.val_images))
+    held = evenly(load_arrays(ImageFolder.open(arguments.data_dir, "val")), arguments.val_images)
+    held = (held[0].to(device), held[1].to(device))
     steps = plan_steps(arguments.stages, len(images), arguments.batch_size, arguments.seed)
-    size = steps[-1].size
-    model = make_model(
-        arguments.model,
-        size,
-        len(folder.classes),
-        arguments.initial_checkpoint,
-        arguments.drop_path,
-    )
-    model.to(device)
-    freeze(model, arguments.freeze_blocks)
-    optimiser = create_optimizer_v2(
-        model, opt="adamw", lr=arguments.lr, weight_decay=0.05, layer_decay=arguments.layer_decay
-    )
-    ema = ModelEmaV3(model, decay=arguments.ema_decay, use_warmup=True)
-    state_path = arguments.output.with_suffix(".state")
-    first = 0
-    if state_path.is_file():
-        state = torch.load(state_path, weights_only=True, map_location=device)
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        ema.module.load_state_dict(state["ema"])
-        optimiser.load_state_dict(state["optimiser"])
-    started, mean_loss = time.time(), 0.0
-    for index in range(first, len(steps)):
+    trainer = Trainer(arguments, len(folder.classes), steps[-1].size)
+    pace = Pace()
+    for index in range(trainer.done, len(steps)):
         step = steps[index]
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + index)
         x = augment(images[step.rows], step.size, generator, arguments.symmetry)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(index, len(steps), arguments.lr) * group.get(
-                "lr_scale", 1.0
-            )
-        model.train()
-        model.patch_drop.prob = step.drop
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = F.cross_entropy(
-                model(x).float(), targets[step.rows], label_smoothing=arguments.smoothing
-            )
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        ema.update(model, step=index)
-        mean_loss += (
-            (float(loss.detach()) - mean_loss) * 0.02 if index > first else float(loss.detach())
-        )
-        if (index + 1) % 50 == 0:
-            rate = (index + 1 - first) * arguments.batch_size / (time.time() - started)
-            line = f"step {index + 1}/{len(steps)} size {step.size} loss {mean_loss:.4f}"
-            print(f"{line} {rate:.1f} images/s", flush=True)
-        last = index + 1 == len(steps)
-        if last or (index + 1) % arguments.check_every == 0:
-            found = accuracy(ema.module, *held, step.size)
-            print(f"step {index + 1}: validation top-1 {found:.2%} at {step.size}", flush=True)
-            state = {
-                "step": index + 1,
-                "model": model.state_dict(),
-                "ema": ema.module.state_dict(),
-                "optimiser": optimiser.state_dict(),
-            }
-            with atomic_path(state_path) as path:
-                torch.save(state, path)
-    preprocessing = Preprocessing(
-        input_size=(3, size, size), crop_pct=1.0, interpolation="bicubic", mean=MEAN, std=STD
-    )
-    save_weights(
-        (model if arguments.save == "last" else ema.module).eval().cpu(),
-        arguments.output,
-        name=arguments.model,
-        preprocessing=preprocessing,
-        dtype="float16",
-    )
+        lr = learning_rate(index, len(steps), arguments.lr)
+        pace.tell(trainer.step(step, x, targets[step.rows], lr), len(step.rows))
+        if trainer.done % 50 == 0:
+            print(f"step {trainer.done}/{len(steps)} size {step.size} {pace}", flush=True)
+        if trainer.done % arguments.check_every == 0 or trainer.done == len(steps):
+            found = accuracy(trainer.ema.module, *held, step.size)
+            print(f"step {trainer.done}: validation top-1 {found:.2%} at {step.size}", flush=True)
+            trainer.save()
+    trainer.write()
     print(f"wrote {arguments.output}")
 
 
-def _evenly(data: tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
-    rows = torch.arange(min(n, len(data[1]))) * len(data[1]) // min(n, len(data[1]))
-    return data[0][rows], data[1][rows]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def build_parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--initial-checkpoint", type=Path, help="else timm's pretrained weights")
     parser.add_argument("--data-dir", type=Path, required=True, help="with train/ and val/")
@@ -296,7 +255,11 @@ def main() -> None:
     parser.add_argument("--check-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--device", default="cpu", help="torch device, as cuda")
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    return parser
+
+
+def main() -> None:
+    train(build_parser().parse_args())
 
 
 if __name__ == "__main__":
