@@ -43,10 +43,11 @@ def pack(base: State, tuned: State, rank: int) -> State:
     kept: State = {}
     for key, value in tuned.items():
         start = base.get(key)
-        alike = start is not None and start.shape == value.shape
-        if alike and torch.equal(start.half(), value.half()):
+        if start is None or start.shape != value.shape:
+            kept[key] = value.half()
+        elif torch.equal(start.half(), value.half()):
             continue
-        if alike and value.ndim == 2 and min(value.shape) > 2 * rank:  # not a head of few classes
+        elif value.ndim == 2 and min(value.shape) > 2 * rank:  # not a head of few classes
             kept[key + LEFT], kept[key + RIGHT] = factors(value - start, rank)
         else:
             kept[key] = value.half()
