@@ -35,19 +35,21 @@ to compare estimators, not to tell the loss: the dense model gets fewer of those
     python -m tools.accuracy_table run --study S --mac-reduction R --impact I --shape C \\
         --images M --seed N --test-images "judged on" --stages dense_weights refit finetuned
 
-The dense models of which the repository holds no weights were made from DINOv2's, stored in half
-precision, by the commands of `tools/train_studies.sh DINOV2` on two cores: Fashion-MNIST's in about
-140 minutes, ELPV's in 25. Fine-tuning a slim model took the CPU seconds given, all cores together.
+The ViT-Ti's weights are in the repository, and so is what was added to DINOv2's for the solar
+cells' ViT-S ([how to unpack it](../../models/elpv_vit_small/README.md)). Fashion-MNIST's dense
+model was made from DINOv2's ViT-S, stored in half precision, by the commands of
+`tools/train_studies.sh DINOV2` in about 140 minutes on two cores, and is not kept: another training
+gives other figures. Fine-tuning a slim model took the CPU seconds given, all cores together.
 Rows come from a Xeon with AMX, but for those of the ViT-Ti on ELPV at 46 % and above with geometric
-counts and seeds 1 and 2, those of `joint`, and "four times as long" there, which come from an AMD
-EPYC, as do the dense ViT-Ti's answers: seconds do not compare between the two, and bfloat16 is not
-rounded alike (one of the dense model's 525 answers differs).
+counts and seeds 1 and 2, those of `joint`, and "four times as long" there, and all of the ViT-S on
+ELPV, which come from an AMD EPYC, as do the dense ViT-Ti's answers: seconds do not compare between
+the two, and bfloat16 is not rounded alike (one of the dense ViT-Ti's 525 answers differs).
 
 Searches, refits and their settings were chosen without the test images. Of fine-tuning that is only
 half true: its settings were chosen on validation images, but after other recipes had failed on test
 images. Those made absolute steps (`finetune --no-relative-lr`) and read the labels, alone or beside
-the dense model; each ran once, behind the refit of 768 images (ELPV: 192, and a dense model that
-was trained less, of 88.00 %), crops from 90 % (the first: 85 %) of the image:
+the dense model; each ran once, behind the refit of 768 images (ELPV: 192, and another dense
+model, of 88.00 %), crops from 90 % (the first: 85 %) of the image:
 
 | model | fewer MACs | `--lr` | `--layer-decay` | learns from | steps | top-1 before | after |
 |---|---|---|---|---|---|---|---|

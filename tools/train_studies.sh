@@ -27,7 +27,16 @@ fm 3 build/fm/3.safetensors build/fm/4.safetensors --stages 196:0.25 --lr 1.5e-4
 fm 4 build/fm/4.safetensors build/fm/dense.safetensors --stages 196:0.25 --lr 1.5e-4 \
     --ema-decay 0.98
 
-elpv() { train build/elpv "$@" --dihedral --batch-size 48; }
-elpv 0 "$start" build/elpv_vit_small/1.safetensors --stages 112:8,224/0.5:5,224:2.5 --lr 2e-4
-elpv 1 build/elpv_vit_small/1.safetensors build/elpv_vit_small/dense.safetensors \
-    --stages 224/0.5:6,224:3 --lr 1.5e-4 --ema-decay 0.99 --drop-path 0.1
+# Half of the patches stays, then all. The second run's weights, packed, are in the repository:
+# tools.low_rank unpack makes the model without the training.
+out=build/elpv_vit_small
+elpv() {
+    train build/elpv "$@" --batch-size 32 --symmetry mirror --annotations build/elpv/labels.csv \
+        --smoothing 0.02 --ema-decay 0.99
+}
+elpv 0 "$start" $out/1.safetensors --stages 112:6,224/0.5:9,224:2 --lr 2e-4 --drop-path 0.1
+elpv 1 $out/1.safetensors $out/2.safetensors --stages 224:11 --lr 3e-4 --drop-path 0.05 \
+    --freeze-blocks 4
+packed=$out/added.safetensors
+python -m tools.low_rank pack $out/2.safetensors --base "$start" --rank 16 --output $packed
+python -m tools.low_rank unpack $packed --base "$start" --output $out/dense.safetensors
