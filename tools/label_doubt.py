@@ -18,7 +18,7 @@ from cyclopts import App
 
 from slimdeploy.files import write_text
 from slimdeploy.images import ImageFolder
-from tools.accuracy_rows import COMPARED, DEFAULT, Hits, Row, hits
+from tools.accuracy_rows import DEFAULT, Hits, estimators, hits
 from tools.hits import Bools
 
 app = App(help=__doc__.splitlines()[0])
@@ -58,29 +58,18 @@ def figures(right: Hits, sure: Bools, defective: Bools) -> list[str]:
     return [f"{100 * part.mean():.1f} %" for part in parts]
 
 
-def mean_hits(rows: list[Row], budget: float, stage: str) -> tuple[int, Hits | None]:
-    """Seeds of the default at that budget, and of which images it is right: their mean, [n]."""
-    alike = [
-        hits(row[stage]["right"], row[stage]["n"])
-        for row in rows
-        if (row["impact"], row["mac_reduction"], row["shape"], row["images"])
-        == (DEFAULT, budget, *COMPARED)
-        and stage in row
-    ]
-    return len(alike), np.mean(alike, axis=0) if alike else None
-
-
 def lines(name: str, record: dict[str, Any], of: dict[str, Bools]) -> list[str]:
     """A model's part of the table."""
     n = len(of["sure"])
     dense = figures(hits(record["dense"][str(n)], n), **of)
     out = [[name, "-", "dense", "-", *dense]]
-    for budget in sorted({row["mac_reduction"] for row in record["rows"]}):
+    judged = {stage: dict(estimators(record["rows"], stage)) for stage in STAGES}
+    for budget in sorted({budget for found in judged.values() for budget in found}):
         for stage, title in STAGES.items():
-            seeds, right = mean_hits(record["rows"], budget, stage)
-            if right is not None:
-                cells = [name, f"{budget:.0%}", title, str(seeds), *figures(right, **of)]
-                out.append(cells)
+            if budget in judged[stage]:
+                seeds = list(judged[stage][budget][DEFAULT].values())
+                cells = [name, f"{budget:.0%}", title, str(len(seeds))]
+                out.append(cells + figures(np.mean(seeds, axis=0), **of))
     return ["| " + " | ".join(cells) + " |" for cells in out]
 
 

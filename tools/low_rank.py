@@ -15,6 +15,8 @@ the unpacked model, not the one that was packed.
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from cyclopts import App
 from safetensors.torch import save_file
 from torch import Tensor
 
+from slimdeploy.errors import InputError
 from slimdeploy.files import atomic_path
 from slimdeploy.slim.checkpoint import Checkpoint, save_weights
 from tools.train_dense import make_model
@@ -70,7 +73,7 @@ def based_on(checkpoint: Checkpoint, base: Path | None) -> torch.nn.Module:
     """The pretrained model, at the checkpoint's input size and with a head of its classes."""
     preprocessing = checkpoint.preprocessing
     if preprocessing is None or "model" not in checkpoint.metadata:
-        raise SystemExit(f"{checkpoint.path}: its metadata names no model and no preprocessing")
+        raise InputError(f"{checkpoint.path}: its metadata names no model and no preprocessing")
     classes = int(checkpoint.metadata["num_classes"])
     size = preprocessing.input_size[1]
     model: torch.nn.Module = make_model(checkpoint.metadata["model"], size, classes, base, 0.0)
@@ -83,9 +86,10 @@ def pack_file(dense: Path, /, *, output: Path, base: Path | None = None, rank: i
     checkpoint = Checkpoint.read(dense)
     kept = pack(based_on(checkpoint, base).state_dict(), checkpoint.state, rank)
     output.parent.mkdir(parents=True, exist_ok=True)
-    about = {key: checkpoint.metadata[key] for key in ("slimdeploy",)}
+    about = {key: value for key, value in checkpoint.metadata.items() if key != "slimdeploy"}
+    text = {"slimdeploy": json.dumps(about, sort_keys=True)}
     with atomic_path(output) as temporary:
-        save_file({k: v.contiguous() for k, v in kept.items()}, temporary, about)
+        save_file({k: v.contiguous() for k, v in kept.items()}, temporary, text)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 
@@ -102,5 +106,15 @@ def unpack_file(packed: Path, /, *, output: Path, base: Path | None = None) -> N
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 
+def main() -> int:
+    """Run the command line; 2 where what it was given is of no use."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    app()
+    sys.exit(main())

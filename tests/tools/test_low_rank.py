@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from slimdeploy.errors import InputError
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.slim.checkpoint import Checkpoint, save_weights
 from tools.low_rank import factors, pack, pack_file, unpack, unpack_file
@@ -63,7 +64,7 @@ def test_what_is_cut_off_is_the_smallest_part(base: State) -> None:
     torch.testing.assert_close(lost[:4], wanted, rtol=2e-2, atol=1e-3)
 
 
-def test_files_make_the_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_make_the_round(tmp_path: Path) -> None:
     first = timm.create_model(NAME, img_size=SIZE, num_classes=0)
     base = tmp_path / "base.safetensors"
     save_file({k: v.half() for k, v in first.state_dict().items()}, base)
@@ -90,5 +91,5 @@ def test_files_make_the_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_weights_that_say_nothing_of_themselves_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     save_file({"head.bias": torch.zeros(2)}, path, {"slimdeploy": json.dumps({})})
-    with pytest.raises(SystemExit, match=r"odd\.safetensors: its metadata names no model"):
+    with pytest.raises(InputError, match=r"odd\.safetensors: its metadata names no model"):
         pack_file(path, output=tmp_path / "packed.safetensors")
