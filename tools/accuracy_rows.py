@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from tools.hits import unpacked
 
 DEFAULT = "cover"
 CONTROLS = ("joint", "path", "attention", "class-attention", "grid", "centre", "random")
+PER_IMAGE = ("predictor", "evit", "tome")
 COMPARED = ("geometric", 192)
 """Counts and images: geometric counts are those of the budget alone, whatever ranks the tokens."""
 
@@ -28,7 +29,7 @@ def hits(digits: str, n: int) -> Hits:
 
 
 def estimators(
-    rows: list[Row], stage: str, measure: Measure = "right"
+    rows: list[Row], stage: str, measure: Measure = "right", names: Sequence[str] = CONTROLS
 ) -> Iterator[tuple[float, dict[str, BySeed]]]:
     """Per budget, ascending, the hits of each estimator by seed, if the default is among them.
 
@@ -36,12 +37,13 @@ def estimators(
 
     Args:
         measure: hits are images "right" by their labels, or those where it "agrees" with dense.
+        names: of the estimators beside the default.
     """
     for budget in sorted({row["mac_reduction"] for row in rows}):
         found: dict[str, BySeed] = {}
         for row in rows:
             key = (row["mac_reduction"], row["shape"], row["images"])
-            known = row["impact"] in (DEFAULT, *CONTROLS) and stage in row
+            known = row["impact"] in (DEFAULT, *names) and stage in row
             if known and key == (budget, *COMPARED):
                 judged = hits(row[stage][measure], row[stage]["n"])
                 found.setdefault(row["impact"], {})[row["seed"]] = judged

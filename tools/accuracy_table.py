@@ -12,169 +12,33 @@ file at once. The test split is looked at here only; nothing is chosen by it.
 
 from __future__ import annotations
 
-import copy
 import fcntl
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
-import torch
 from cyclopts import App, Parameter
-from numpy.typing import NDArray
 
-from slimdeploy import __version__
-from slimdeploy.cli.common import load_arrays
 from slimdeploy.console import note
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.files import write_text
 from slimdeploy.images import ImageFolder
-from slimdeploy.macs import dense_macs
-from slimdeploy.macs import mac_reduction as macs_saved
-from slimdeploy.schedule import KeepSchedule, Layer, Provenance
-from slimdeploy.slim.accuracy import torch_logits
 from slimdeploy.slim.checkpoint import save_weights
-from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.finetune import Finetuner
-from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.options import AmpDtype, FinetuneOptions
-from slimdeploy.slim.pipeline import SlimRequest, slim_model
-from slimdeploy.slim.timm_models import describe, load_model
+from slimdeploy.slim.timm_models import load_model
+from tools.accuracy_bench import WORK, Bench
+from tools.accuracy_models import Candidate, Estimator, Wanted, candidate
+from tools.accuracy_studies import STUDIES, Stage, recipe
 from tools.hits import packed
-from tools.peers import EvitVit, TomeVit, evit_for_budget, peer_macs, tome_for_budget
 from tools.remembered import Remembered
 
 app = App(help="What slimming costs in accuracy, at equal MACs.")
 RECORDS = Path("docs/bench/accuracy")
-WORK = Path("build/accuracy")
-Stage = Literal["dense_weights", "refit", "finetuned", "finetuned_longer"]
-Peer = Literal["evit", "tome"]
-Estimator = Literal[ImpactName, Peer]
-PEERS: dict[Peer, tuple[Any, Any]] = {
-    "evit": (EvitVit, evit_for_budget),
-    "tome": (TomeVit, tome_for_budget),
-}
 _FREE: list[Stage] = ["refit", "dense_weights"]
-LONGER = 4
-"""Steps of `finetuned_longer` in those of `finetuned`."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """A dense model on a data set, and how its slim models are fine-tuned."""
-
-    title: str
-    model: str
-    checkpoint: Path
-    data: Path
-    img_size: int
-    finetune: FinetuneOptions
-    kwargs: dict[str, int] = field(default_factory=dict)
-
-
-# Taught by the dense model alone, in steps proportional to each weight: chosen on Fashion-MNIST's
-# validation images, by the divergence from the dense model's outputs.
-RECIPE: dict[str, Any] = {
-    "relative_lr": True, "lr": 3e-4, "task_loss_weight": 0.0, "min_scale": 0.9,
-    "amp_dtype": "bfloat16",
-}  # fmt: skip
-STUDIES = {
-    "fashion_mnist": Study(
-        "Fashion-MNIST, DINOv2 ViT-S/14 at 196 x 196 (196 + 1 tokens)",
-        "vit_small_patch14_dinov2",
-        Path("build/fm/dense.safetensors"),
-        Path("build/fashion_mnist"),
-        196,
-        FinetuneOptions(
-            epochs=1, max_steps=200, batch_size=64, warmup_epochs=0.02, color_jitter=0.0, **RECIPE
-        ),
-        {"img_size": 196},
-    ),
-    "elpv_vit_small": Study(
-        "ELPV solar cells, DINOv2 ViT-S/14 at 224 x 224 (256 + 1 tokens)",
-        "vit_small_patch14_dinov2",
-        Path("build/elpv_vit_small/dense.safetensors"),
-        Path("build/elpv"),
-        224,
-        FinetuneOptions(epochs=2, warmup_epochs=0.2, vflip=0.5, color_jitter=0.1, **RECIPE),
-        {"img_size": 224},
-    ),
-    "elpv_vit_tiny": Study(
-        "ELPV solar cells, ViT-Ti/16 of `models/elpv_vit_tiny` (196 + 1 tokens)",
-        "vit_tiny_patch16_224",
-        Path("models/elpv_vit_tiny/model.safetensors"),
-        Path("build/elpv"),
-        224,
-        FinetuneOptions(epochs=2, warmup_epochs=0.2, vflip=0.5, color_jitter=0.1, **RECIPE),
-    ),
-}
-
-
-@dataclass
-class Bench:
-    """A study at work: its dense model, its test images, and what the dense model says of them."""
-
-    name: str
-    study: Study
-    test_images: int
-    amp: AmpDtype
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        study = self.study
-        self.model, self.preprocessing = load_model(study.model, study.checkpoint, study.kwargs)
-        self.geometry = describe(self.model, study.model, study.kwargs)
-        test = ImageFolder.open(study.data, "test")
-        self.test = test.sample(min(self.test_images, len(test)), seed=0)
-        self.labels = np.array(self.test.labels)
-        self.dense = self.predictions(self.model, f"dense-{len(self.test)}-{self.amp}")
-
-    def predictions(self, model: Any, name: str) -> NDArray[np.int64]:
-        """Predicted classes of the test images, [n]; kept by name."""
-        kept = WORK / self.name / f"{name}.npy"
-        if kept.is_file():
-            return np.asarray(np.load(kept))
-        judged = copy.deepcopy(model).to(self.device)
-        found = [
-            torch_logits(judged, batch.images, self.device, 64, self.amp).argmax(1)
-            for batch in self.test.batches(self.preprocessing, 64)
-        ]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        np.save(kept, np.concatenate(found))
-        return np.concatenate(found)
-
-    def judge(self, slim: Any, name: str) -> dict[str, Any]:
-        """Which of the `n` test images it gets right and of which it says what dense says."""
-        found = self.predictions(slim.eval(), f"{name}-{len(self.test)}-{self.amp}")
-        right, agrees = found == self.labels, found == self.dense
-        return {
-            "n": len(right),
-            "top1": float(right.mean()),
-            "agreement": float(agrees.mean()),
-            "right": packed(right),
-            "agrees": packed(agrees),
-        }
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What a row judges: a slim model, made from the dense model's or other weights.
-
-    Attributes:
-        make: the slim model from a dense one.
-        weights: the dense models to make it from, by stage; the refitted one starts fine-tuning.
-        schedule: of its tokens; a peer, which chooses by image, has one that says nothing.
-        about: what the record says beside the accuracy.
-    """
-
-    make: Callable[[Any], Any]
-    weights: dict[str, Any]
-    schedule: KeepSchedule
-    about: dict[str, Any]
 
 
 @app.command
@@ -195,19 +59,14 @@ def run(
     """Measure one row, or what of it is not yet measured.
 
     Args:
-        impact: the estimator; or a peer, evit or tome, which has no refit: --stages dense_weights.
+        impact: the estimator; or what chooses by image: predictor (`slim --dynamic`), or the peers
+            evit and tome, which have no refit: --stages dense_weights.
         device: where it is fine-tuned and judged; the search and the refit run on the CPU.
         workers: processes that load images for the fine-tuning.
     """
     bench = Bench(study, STUDIES[study], test_images, amp_dtype, device)
-    name = f"{impact}-{shape}-{round(100 * mac_reduction)}-{seed}-{images}"
-    key = {"mac_reduction": mac_reduction, "impact": impact, "shape": shape, "seed": seed}
-    key["images"] = images
-    if impact == "evit" or impact == "tome":  # mypy narrows no `in`
-        found = _peer(bench, impact, mac_reduction)
-    else:
-        request = SlimRequest(mac_reduction=mac_reduction, impact=impact, shape=shape, seed=seed)
-        found = _slimmed(bench, name, request, images)
+    wanted = Wanted(mac_reduction, impact, shape, seed, images)
+    name, found = wanted.name, candidate(bench, wanted)
     about = found.about
     for stage in stages:
         called = f"{name}-{stage}"
@@ -222,86 +81,12 @@ def run(
         else:
             weights = found.weights[stage]
         judged = bench.judge(found.make(weights), called)
-        record(bench, key, {**about, stage: judged})
-
-
-def recipe(study: Study, stage: Stage, seed: int) -> FinetuneOptions:
-    """How a stage is fine-tuned."""
-    options = replace(study.finetune, seed=seed)
-    if stage == "finetuned":
-        return options
-    if options.max_steps is None:
-        return replace(options, epochs=LONGER * options.epochs)
-    return replace(options, max_steps=LONGER * options.max_steps)
+        record(bench, asdict(wanted), {**about, stage: judged})
 
 
 def _seconds(study: str, called: str) -> dict[str, float]:
     spent: dict[str, float] = json.loads((WORK / study / f"{called}.seconds").read_text())
     return spent
-
-
-def _peer(bench: Bench, name: Peer, mac_reduction: float) -> Candidate:
-    """A model that chooses or merges tokens by image, at the same MACs."""
-    peer, budget = PEERS[name]
-    counts = budget(bench.geometry, mac_reduction)
-    saved = 1 - peer_macs(bench.geometry, counts) / dense_macs(bench.geometry).total
-    schedule = KeepSchedule(
-        model=bench.geometry,
-        preprocessing=bench.preprocessing,
-        layers=(Layer(keep=(0,)),) * bench.geometry.depth,
-        provenance=Provenance(slimdeploy=__version__),
-    )
-    about = {"macs_saved": saved, "counts": counts, "chosen_shape": None}
-    weights = {"dense_weights": bench.model}
-    return Candidate(lambda dense: peer(dense, counts), weights, schedule, about)
-
-
-def _slimmed(bench: Bench, name: str, request: SlimRequest, images: int) -> Candidate:
-    """A model of static positions, before and after the refit."""
-    schedule, seconds = _searched(bench, name, request, images)
-    keep = [list(layer.keep) for layer in schedule.layers]
-    refit, _ = load_model(
-        bench.study.model, WORK / bench.name / f"{name}.safetensors", bench.study.kwargs
-    )
-    about = {
-        "macs_saved": macs_saved(bench.geometry, schedule.counts),
-        "counts": schedule.counts,
-        "chosen_shape": schedule.provenance.shape,
-        **seconds,
-    }
-    weights = {"dense_weights": bench.model, "refit": refit}
-    return Candidate(lambda dense: SlimVit(dense, keep), weights, schedule, about)
-
-
-def _searched(
-    bench: Bench, name: str, request: SlimRequest, images: int
-) -> tuple[KeepSchedule, dict[str, float]]:
-    """The row's schedule, with refitted weights beside it, and how long both took."""
-    path = WORK / bench.name / f"{name}.json"
-    spent = path.with_suffix(".seconds")
-    if path.is_file() and spent.is_file():
-        return KeepSchedule.read(path), json.loads(spent.read_text())
-    folder = ImageFolder.open(bench.study.data, "train").sample(images, request.seed)
-    arrays = torch.from_numpy(load_arrays(folder, bench.preprocessing))
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = slim_model(bench.model, bench.geometry, arrays, request, progress=note)
-    seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    schedule = KeepSchedule(
-        model=bench.geometry,
-        preprocessing=bench.preprocessing,
-        layers=tuple(found.layers),
-        provenance=Provenance(slimdeploy=__version__, shape=found.shape),
-    )
-    assert found.model is not None
-    save_weights(
-        found.model,
-        path.with_suffix(".safetensors"),
-        name=bench.study.model,
-        preprocessing=bench.preprocessing,
-    )
-    schedule.write(path)
-    write_text(spent, json.dumps(seconds))
-    return schedule, seconds
 
 
 def _finetuned(bench: Bench, found: Candidate, options: FinetuneOptions, path: Path) -> Any:

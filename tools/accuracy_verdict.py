@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tools.accuracy_rows import CONTROLS, DEFAULT, Hits, Measure, differences, estimators, interval
+from tools.accuracy_rows import (
+    CONTROLS,
+    DEFAULT,
+    PER_IMAGE,
+    Hits,
+    Measure,
+    differences,
+    estimators,
+    interval,
+)
 
 STAGES = {"dense_weights": "dense weights", "refit": "refit", "finetuned": "fine-tuned"}
 
@@ -25,6 +35,15 @@ AGREEMENT = """
 
 The same of the share of images, in points, that get the dense model's class: what it gets wrong
 and a slim model right by chance counts for nothing here.
+"""
+PER_IMAGE_TEXT = f"""
+### Per-image choice
+
+Points of top-1 that models which choose or merge tokens by image gain on `{DEFAULT}` (-: lose);
+bold as above. `predictor` is `slim --dynamic predictor` with the same shape of counts, its scoring
+within the MACs; its refit is for its own choices. `evit` and `tome` are written from their papers
+(`tools/peers`), have no refit and start fine-tuning from the dense weights; the MACs of ToMe's
+similarities are not counted.
 """
 
 
@@ -47,33 +66,44 @@ class Against(NamedTuple):
 
 
 def verdict(records: dict[str, dict[str, Any]]) -> list[str]:
-    """The lines of both tables, each with a count by stage of who is ahead."""
-    by_label, by_dense = _table(records, "right"), _table(records, "agrees")
-    return [*TEXT.splitlines()[1:], "", *by_label, *AGREEMENT.splitlines()[1:], "", *by_dense]
+    """The lines of all tables; those of static positions count by stage who is ahead."""
+    by_label, counted = _table(records, "right", CONTROLS)
+    by_dense, agreeing = _table(records, "agrees", CONTROLS)
+    by_image, _ = _table(records, "right", PER_IMAGE)
+    parts = [
+        (TEXT, [*by_label, *counted]),
+        (AGREEMENT, [*by_dense, *agreeing]),
+        (PER_IMAGE_TEXT, by_image),
+    ]
+    return [line for text, lines in parts for line in (*text.splitlines()[1:], "", *lines)]
 
 
-def _table(records: dict[str, dict[str, Any]], measure: Measure) -> list[str]:
+def _table(
+    records: dict[str, dict[str, Any]], measure: Measure, names: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The table's lines, and those that count by stage."""
     lines = [
-        f"| model | fewer MACs | stage | {' | '.join(f'`{name}`' for name in CONTROLS)} | seeds |",
-        "|---|---|---|" + "---|" * len(CONTROLS) + "---|",
+        f"| model | fewer MACs | stage | {' | '.join(f'`{name}`' for name in names)} | seeds |",
+        "|---|---|---|" + "---|" * len(names) + "---|",
     ]
     counted: dict[str, list[Against]] = {stage: [] for stage in STAGES}
     for name, record in records.items():
-        for budget, stage, cells in _compared(record["rows"], measure):
+        for budget, stage, cells in _compared(record["rows"], measure, names):
             counted[stage] += cells.values()
             seeds = " or ".join(map(str, sorted({cell.seeds for cell in cells.values()})))
-            shown = " | ".join(str(cells.get(control, "-")) for control in CONTROLS)
+            shown = " | ".join(str(cells.get(control, "-")) for control in names)
             lines.append(f"| {name} | {budget:.0%} | {STAGES[stage]} | {shown} | {seeds} |")
-    return [*lines, "", *(_count(stage, found) for stage, found in counted.items() if found), ""]
+    tally = [_count(stage, found) for stage, found in counted.items() if found]
+    return [*lines, ""], [*tally, ""]
 
 
 def _compared(
-    rows: list[dict[str, Any]], measure: Measure
+    rows: list[dict[str, Any]], measure: Measure, names: Sequence[str]
 ) -> list[tuple[float, str, dict[str, Against]]]:
     """Per budget and stage, each control that was judged as the default was."""
     found = []
     for order, stage in enumerate(STAGES):
-        for budget, by_name in estimators(rows, stage, measure):
+        for budget, by_name in estimators(rows, stage, measure, names):
             default = by_name.pop(DEFAULT)
             gains = {name: differences(seeds, default) for name, seeds in by_name.items()}
             cells = {name: _against(gain) for name, gain in gains.items() if gain}

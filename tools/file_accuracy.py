@@ -33,8 +33,9 @@ from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
 from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.options import AmpDtype
 from slimdeploy.slim.timm_models import load_model
-from tools.accuracy_table import STUDIES, Bench
-from tools.accuracy_table import WORK as ACCURACY
+from tools.accuracy_bench import WORK as ACCURACY
+from tools.accuracy_bench import Bench
+from tools.accuracy_studies import STUDIES
 from tools.hf_dinov2 import from_timm
 
 app = App(help="Slimming files of two exporters, measured.")

@@ -31,7 +31,7 @@ from slimdeploy.slim.model import SlimVit
 from slimdeploy.slim.pipeline import SlimRequest, slim_model
 from slimdeploy.slim.refit import refit_model
 from slimdeploy.slim.timm_models import describe, load_model
-from tools.accuracy_table import STUDIES
+from tools.accuracy_studies import STUDIES
 
 app = App(help="The refit's settings, measured.")
 RECORD = Path("docs/bench/refit.json")
