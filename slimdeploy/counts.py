@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from slimdeploy.errors import InputError
-from slimdeploy.macs import mac_reduction
+from slimdeploy.macs import dense_macs, mac_reduction
 from slimdeploy.schedule import ModelGeometry
 
 Shape = Literal["geometric", "early", "earlier", "linear", "step", "even"]
@@ -105,6 +105,21 @@ def counts_for_budget(
         middle = (low + high) / 2
         low, high = (middle, high) if saved(middle) >= mac_reduction_wanted else (low, middle)
     return counts_of_shape(model, shape, low, multiple_of)
+
+
+def counts_for_scoring(
+    model: ModelGeometry, mac_reduction_wanted: float, shape: Shape, multiple_of: int = 1
+) -> list[int]:
+    """`counts_for_budget` less what it costs at most to score the patches of every layer.
+
+    Raises:
+        InputError: as `counts_for_budget`.
+    """
+    scoring = (model.depth - 1) * model.tokens * model.width / dense_macs(model).total
+    wanted = mac_reduction_wanted + scoring
+    if not 0 <= mac_reduction_wanted < wanted < 1:
+        wanted = mac_reduction_wanted  # let the message name what was asked for
+    return counts_for_budget(model, wanted, shape, multiple_of)
 
 
 TRIED: tuple[Shape, ...] = ("geometric", "early", "earlier")

@@ -25,6 +25,12 @@ Scorer = Literal["predictor", "key-norm", "token-norm"]
 STANDARDISE_EPSILON = 1e-6
 """Added to the variance of a token before its channels are divided by the deviation."""
 
+PREDICTOR_RIDGE = 0.01
+"""Strength of the ridge that a predictor is solved with, in mean diagonals of its matrix."""
+
+LEAST_ATTENTION = 1e-12
+"""Added to attention before its logarithm is taken: it is positive, but may underflow."""
+
 
 class Dynamic(BaseModel):
     """How each image's patches are chosen."""

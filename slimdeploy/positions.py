@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimdeploy.errors import InputError
-from slimdeploy.schedule import ModelGeometry
+from slimdeploy.schedule import Layer, ModelGeometry
 
 Positions = Literal["grid", "centre", "random"]
 
@@ -83,3 +83,20 @@ def keep_by_rank(
     needed = {*model.head_reads, *model.head_pools}
     last = [i for i in order if i in needed][: counts[-1]]
     return [tuple(sorted(ids)) for ids in (*(order[:count] for count in counts[:-1]), last)]
+
+
+def most_chosen(
+    model: ModelGeometry, shares: NDArray[np.float64], counts: list[int]
+) -> list[Layer]:
+    """The layers of a dynamic schedule: nested ids of the tokens that images keep most often.
+
+    Args:
+        shares: of the images that keep each token in each layer, [L, N]; told as the scores.
+    """
+    lifetime = shares.sum(0)
+    lifetime[: len(model.prefix)] = np.inf
+    keep = keep_by_rank(model, lifetime, counts)
+    return [
+        Layer(keep=ids, scores=tuple(share.tolist()))
+        for ids, share in zip(keep, shares, strict=True)
+    ]

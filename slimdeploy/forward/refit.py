@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from slimdeploy.errors import GraphError
 from slimdeploy.forward.anatomy import BlockNames
@@ -23,8 +24,36 @@ from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.linear import Floats, Linear, find_linear
 from slimdeploy.forward.ridge import Normal, RidgeOptions
 from slimdeploy.forward.running import Feed, open_part
+from slimdeploy.graph.dynamic import ChoicePlan, choice_names
+from slimdeploy.measure.choices import all_ids, ids_left
 from slimdeploy.run_state import RunState
 from slimdeploy.store import Array, Store
+
+Ids = Sequence[int] | NDArray[np.int64]
+"""Of the tokens that a block keeps: the same for all images, [k], or each image's own, [n, k]."""
+
+
+class Choices:
+    """What each image keeps, block after block, as a dynamic slim graph chooses it."""
+
+    def __init__(self, slim: Cutter, plan: ChoicePlan, feed: Feed) -> None:
+        self.slim, self.plan, self.feed = slim, plan, feed
+        self.names = choice_names(slim.model) or []
+        self.held = all_ids(plan.tokens, len(feed.images))
+
+    def of(self, block: int, known: dict[str, Array]) -> NDArray[np.int64]:
+        """Ids that block `block` (from 1) keeps, [n, k]; to be asked for every block in order.
+
+        Args:
+            known: what enters the block, by name; nothing runs from the images.
+        """
+        name, rows = self.names[block - 1], None
+        if name is not None:
+            with open_part(self.slim.cut([*known], [name])) as part:
+                found = [outputs[name] for _, outputs in self.feed.run(part, known)]
+            rows = np.concatenate(found)
+        self.held = ids_left(self.held, rows, self.plan.counts[block - 1], self.plan.read)
+        return self.held
 
 
 @dataclass
@@ -34,7 +63,6 @@ class Refit:
     Attributes:
         dense: the dense graph, whose streams are the targets.
         slim: the graph that is changed.
-        keep: per block the kept ids in the order in which the slim graph holds them.
         reads: ids of the tokens that the head reads.
         saved: layers that a killed run had solved: they are not solved again.
         notes: a line for each layer that was left as it is.
@@ -43,7 +71,6 @@ class Refit:
 
     dense: Cutter
     slim: Cutter
-    keep: Sequence[Sequence[int]]
     reads: Sequence[int]
     feed: Feed
     store: Store
@@ -58,14 +85,14 @@ class Refit:
         start: str,
         end: str,
         streams: tuple[Array | None, Array | None],
-        solve: bool,
+        ids: Ids | None,
     ) -> tuple[Array, Array]:
         """Refit the layer that adds to the stream between `start` and `end`, two of its tensors.
 
         Args:
             block: number of the block, from 1.
             streams: dense and slim activations of `start`; None runs from the images.
-            solve: False only runs it.
+            ids: what the block keeps, in the slim graph's order; None only runs it.
 
         Returns:
             Dense and slim activations of `end`; those of `start` are given back to the store.
@@ -73,10 +100,10 @@ class Refit:
         known, mine = ({start: x} if x is not None else {} for x in streams)
         with open_part(self.dense.cut([*known], [end])) as part:
             target = self.feed.collect(self.store, part, end, known)
-        if solve:
+        if ids is not None:
             layer = find_linear(self.slim, end, start)
             if isinstance(layer, Linear):
-                layer.replace(self.slim, *self._solved(layer, block, end, mine, target))
+                layer.replace(self.slim, *self._solved(layer, ids, end, mine, target))
                 self.changed.append((start, end))
             else:
                 self.notes.append(f"block {block} keeps weights as they are: {layer}")
@@ -86,7 +113,7 @@ class Refit:
         return target, found
 
     def _solved(
-        self, layer: Linear, block: int, end: str, mine: dict[str, Array], target: Array
+        self, layer: Linear, ids: Ids, end: str, mine: dict[str, Array], target: Array
     ) -> tuple[Floats, Floats | None]:
         """Weight and bias for the layer, recalled or solved for."""
         weight, bias = layer.values(self.slim)
@@ -94,7 +121,7 @@ class Refit:
         name = f"refit-{len(self.changed):03d}"
         known = self.saved.recall_arrays(name, {part: x.shape for part, x in values.items()})
         if known is None:
-            change, shift = self._solve(layer, block, end, mine, target, len(weight))
+            change, shift = self._solve(layer, ids, end, mine, target, len(weight))
             known = {"weight": weight + change}
             if bias is not None and shift is not None:
                 known["bias"] = bias + shift
@@ -104,24 +131,26 @@ class Refit:
     def _solve(
         self,
         layer: Linear,
-        block: int,
+        ids: Ids,
         end: str,
         mine: dict[str, Array],
         target: Array,
         width: int,
     ) -> tuple[Floats, Floats | None]:
         """How weight and bias change; the layer reads `width` features."""
-        ids = list(self.keep[block - 1])
         normal = Normal(layer.bias is not None)
         importance = np.where(np.isin(ids, self.reads), self.options.read_weight, 1.0)
+        each = np.broadcast_to(ids, (len(target), importance.shape[-1]))
+        importance = np.broadcast_to(importance, each.shape)
         ends = [name for name in (layer.source, end) if name not in mine]
         with open_part(self.slim.cut([*mine], ends)) as part:
             for rows, outputs in self.feed.run(part, mine):
-                missing = target[rows][:, ids].astype(np.float32) - outputs[end]
+                wanted = np.take_along_axis(target[rows], each[rows][..., None], axis=1)
+                missing = wanted.astype(np.float32) - outputs[end]
                 source = outputs.get(layer.source)
                 inputs = (mine[layer.source][rows] if source is None else source).reshape(-1, width)
-                repeated = np.tile(importance, rows.stop - rows.start)
-                normal.add(inputs, missing.reshape(len(inputs), -1), repeated)
+                weights = importance[rows].reshape(-1)
+                normal.add(inputs, missing.reshape(len(inputs), -1), weights)
         return normal.solve(self.options.strength)
 
 
@@ -136,6 +165,7 @@ def refit_graph(
     options: RidgeOptions | None = None,
     progress: Callable[[int], None] | None = None,
     saved: RunState | None = None,
+    plan: ChoicePlan | None = None,
 ) -> Refit:
     """Refit the weights of `slim` in place.
 
@@ -143,11 +173,13 @@ def refit_graph(
         dense: the graph that `dense_graph` gave.
         slim: what `slim_graph` made of the same file.
         blocks: `block_names(dense)`.
-        keep: per block the kept ids, in the order of the slim graph's tokens.
+        keep: per block the kept ids, in the order of the slim graph's tokens; with a `plan` as
+            many of any.
         reads: ids of the tokens that the head reads: they weigh more.
         feed: the calibration images.
         progress: called with the number of each finished block.
         saved: layers that a killed run had solved.
+        plan: by which `slim` lets each image choose its tokens.
 
     Returns:
         What was refitted, and a line for each layer that was left as it is.
@@ -157,15 +189,20 @@ def refit_graph(
     """
     options = options or RidgeOptions()
     saved = saved or RunState(None, {})
-    state = Refit(Cutter(dense), Cutter(slim), keep, reads, feed, store, options, saved)
+    state = Refit(Cutter(dense), Cutter(slim), reads, feed, store, options, saved)
+    choices = Choices(state.slim, plan, feed) if plan else None
     streams: tuple[Array | None, Array | None] = (None, None)
     exact = True
     for block in blocks:
         # A block of which all keys are left, behind blocks alike, computes what the dense one does.
-        solve = not exact
-        streams = state.half(block.number, block.entering, block.attention, streams, solve)
+        kept: Ids = keep[block.number - 1]
+        if choices:
+            known = {} if streams[1] is None else {block.entering: streams[1]}
+            kept = choices.of(block.number, known)
+        ids = None if exact else kept
+        streams = state.half(block.number, block.entering, block.attention, streams, ids)
         if block.output is not None:
-            streams = state.half(block.number, block.attention, block.output, streams, solve)
+            streams = state.half(block.number, block.attention, block.output, streams, ids)
         exact = exact and len(keep[block.number - 1]) == len(streams[0][0])
         if progress is not None:
             progress(block.number)

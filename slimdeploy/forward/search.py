@@ -105,10 +105,8 @@ class Search:
 
     @cached_property
     def _feeds(self) -> tuple[Feed, Feed]:
-        held = np.arange(len(self.images)) % _EVERY == _EVERY - 1
-        if not held.any():
-            return self._feed(self.images), self._feed(self.images)
-        return self._feed(self.images[~held]), self._feed(self.images[held])
+        fit, seen = parted(self.images)
+        return self._feed(fit), self._feed(seen)
 
     @cached_property
     def _wanted(self) -> HeadView:
@@ -116,6 +114,12 @@ class Search:
 
     def _feed(self, images: Array) -> Feed:
         return feed_of(self.dense, images, self.batch)
+
+
+def parted(images: Array) -> tuple[Array, Array]:
+    """Images to fit a trial to, and others to measure it on; all for both where there are few."""
+    held = np.arange(len(images)) % _EVERY == _EVERY - 1
+    return (images[~held], images[held]) if held.any() else (images, images)
 
 
 def in_order(slim: onnx.ModelProto, keep: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice
+from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.errors import InputError
 from slimdeploy.forward.anatomy import BlockNames, block_names
 from slimdeploy.forward.choices import ForwardImpact
@@ -27,8 +28,10 @@ from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT
 from slimdeploy.store import Array, open_store
 
-_CHECKED = 4
-_WORSE = "the refit made the held-out error larger: give more --images, or a larger --ridge"
+CHECKED = 4
+"""Images on which graphs are compared before anything is written."""
+
+WORSE = "the refit made the held-out error larger: give more --images, or a larger --ridge"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class ForwardRequest:
             the images, and the closest to the dense graph on the others is taken.
         multiple_of: rounds the counts.
         impact: what ranks the tokens, on `search_images` of the images, evenly drawn.
+        scorer: by which each image chooses its patches instead (`slim_dynamic`).
         reconstruct: solve the layers behind dropped tokens anew, or leave all weights.
         options: how the graph is written.
     """
@@ -49,6 +53,7 @@ class ForwardRequest:
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
     impact: ForwardImpact = DEFAULT_IMPACT
+    scorer: Scorer | None = None
     reconstruct: Literal["refit", "none"] = "refit"
     seed: int = 0
     search_images: int = 64
@@ -70,6 +75,7 @@ class ForwardSlim:
             what `model` does.
         shape: how the counts fall, as asked for or as chosen.
         layers: what each layer keeps, first layer first.
+        dynamic: by which each image chooses; then `layers` hold what is chosen most often.
         blocks: token counts as read back from `model`.
         parity: the slim graph before the refit, against the masked dense graph.
         final: `model` against the masked `dense`.
@@ -88,6 +94,7 @@ class ForwardSlim:
     before: HeadError | None
     after: HeadError | None
     notes: list[str]
+    dynamic: Dynamic | None = None
 
 
 Progress = Callable[[str], None]
@@ -134,14 +141,14 @@ def slim_forward(
         shape, layers = search.run(request.shape, tell)
         keep = [list(layer.keep) for layer in layers]
         slim = slim_graph(model, keep, replace(request.options, optimize=False), source=source)
-        checked = feed_of(dense, images[:_CHECKED], batch)
+        checked = feed_of(dense, images[:CHECKED], batch)
         pool = request.options.pool_kept and bool(geometry.head_pools)
         parity = _require(model, slim.model, keep, pool, checked, source)
         tell("graph slimmed and checked")
         seen = None if held_out is None else feed_of(dense, held_out, batch)
         wanted = HeadView.of(dense, blocks, seen) if seen else None
         ids = in_order(slim.model, keep, geometry.tokens)
-        before = _error(slim.model, blocks, seen, wanted, ids[-1])
+        before = head_error(slim.model, blocks, seen, wanted, ids[-1])
         notes, after = list(slim.notes), None
         if request.reconstruct == "refit":
             feed = feed_of(dense, images, batch)
@@ -152,9 +159,9 @@ def slim_forward(
             )  # fmt: skip
             notes += done.notes
             transfer(done, dense)
-            after = _error(slim.model, blocks, seen, wanted, ids[-1])
+            after = head_error(slim.model, blocks, seen, wanted, ids[-1])
         if before and after and after.head_input > before.head_input:
-            notes.append(_WORSE)
+            notes.append(WORSE)
     final = _written(slim, request, source)
     return ForwardSlim(
         model=final.model,
@@ -173,16 +180,19 @@ def slim_forward(
 def steps(geometry: ModelGeometry, request: ForwardRequest) -> int:
     """How many lines of progress `slim_forward` gives."""
     trials = len(TRIED) if request.shape == "auto" else 0
+    if request.scorer is not None:
+        return trials + 2 + geometry.depth * (request.reconstruct == "refit")
     return trials + geometry.depth * (2 if request.reconstruct == "refit" else 1) + 1
 
 
-def _error(
+def head_error(
     slim: onnx.ModelProto,
     blocks: Sequence[BlockNames],
     feed: Feed | None,
     wanted: HeadView | None,
     ids: Sequence[int],
 ) -> HeadError | None:
+    """How far `slim` is from the dense graph's `wanted`; None if no image was held out."""
     if feed is None or wanted is None:
         return None
     return HeadView.of(slim, blocks, feed).against(wanted, ids)

@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from slimdeploy.dynamic import STANDARDISE_EPSILON
 from slimdeploy.engine import Engine, open_engine
 from slimdeploy.errors import GateError
 from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.graph.masked import masked_streams
 from slimdeploy.graph.probes import Probe
 from slimdeploy.measure.block_parity import Array
-from slimdeploy.measure.choices import chosen_ids, with_choices
+from slimdeploy.measure.choices import chosen_ids, standardised, with_choices
 from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.parity import Parity, compare_outputs
 from slimdeploy.measure.proof import Proof, merged, session
@@ -167,9 +166,7 @@ def _scores(plan: ChoicePlan, index: int, tokens: Array) -> Array:
     if plan.dynamic.scorer == "token-norm":
         norms: Array = np.square(tokens).sum(-1)
         return norms
-    centred = tokens - tokens.mean(-1, keepdims=True)
-    deviation = np.sqrt(np.square(centred).mean(-1, keepdims=True) + STANDARDISE_EPSILON)
-    scores: Array = centred / deviation @ np.asarray(plan.dynamic.weights[index])
+    scores: Array = standardised(tokens) @ np.asarray(plan.dynamic.weights[index])
     return scores
 
 

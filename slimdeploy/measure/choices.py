@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from slimdeploy.dynamic import STANDARDISE_EPSILON
 from slimdeploy.errors import InputError
 from slimdeploy.graph.dynamic import choice_names
 
 Ids = NDArray[np.int64]
+Array = NDArray[Any]
 
 
 def with_choices(slim: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str | None]]:
@@ -44,12 +47,29 @@ def chosen_ids(
         rows: what each block chooses among the tokens it is given, [images, counts[l]]; None where
             it keeps all of them, or `read`, the prefix tokens that blocks without patches keep.
     """
-    ids = np.broadcast_to(np.arange(tokens), (images, tokens))
-    found: list[Ids] = []
+    found = [all_ids(tokens, images)]
     for chosen, count in zip(rows, counts, strict=False):
-        if chosen is not None:
-            ids = np.take_along_axis(ids, chosen, axis=1)
-        elif count < ids.shape[1]:
-            ids = np.broadcast_to(np.asarray(read, np.int64), (images, len(read)))
-        found.append(ids)
-    return found
+        found.append(ids_left(found[-1], chosen, count, read))
+    return found[1:]
+
+
+def all_ids(tokens: int, images: int) -> Ids:
+    """What enters the first block, [images, tokens]."""
+    return np.broadcast_to(np.arange(tokens), (images, tokens))
+
+
+def ids_left(ids: Ids, rows: Ids | None, count: int, read: Sequence[int]) -> Ids:
+    """What is left of `ids` [images, k] behind a block that keeps `count`; see `chosen_ids`."""
+    if rows is not None:
+        return np.take_along_axis(ids, rows, axis=1)
+    if count < ids.shape[1]:
+        return np.broadcast_to(np.asarray(read, np.int64), (len(ids), len(read)))
+    return ids
+
+
+def standardised(x: Array) -> Array:
+    """Tokens with mean 0 and variance 1 over their channels, [..., D]."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = np.square(centred).mean(-1, keepdims=True)
+    result: Array = centred / np.sqrt(variance + STANDARDISE_EPSILON)
+    return result

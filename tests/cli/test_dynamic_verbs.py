@@ -159,13 +159,3 @@ def test_flags_of_the_search_are_refused(
     assert code == 2
     assert message in line
     assert not list(tmp_path.iterdir())
-
-
-def test_dynamic_does_not_go_with_onnx(
-    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, line = failed(
-        capsys, "slim", "--onnx", tmp_path / "x.onnx", "--data-dir", photographs,
-        "--mac-reduction", 0.4, "--dynamic", "predictor",
-    )  # fmt: skip
-    assert (code, "--dynamic: does not go with --onnx" in line) == (2, True)

@@ -145,6 +145,43 @@ def test_a_pooling_head_and_a_recorded_preprocessing(
     assert read_manifest(out).preprocessing == recorded.preprocessing
 
 
+def test_each_image_may_choose_its_own_patches_without_torch(
+    dense: Path, photographs: Path
+) -> None:
+    out, again = dense.with_name("slim.onnx"), dense.with_name("refitted.onnx")
+    schedule = dense.with_name("slim.json")
+    commands = [
+        ["slim", "--onnx", dense, "--data-dir", photographs, "--mac-reduction", "0.3", *PIXELS,
+         "--dynamic", "predictor", "--output", out, "--output-checkpoint", again],
+        ["verify", "--dense", again, "--slim", out, "--keep-schedule", schedule],
+        ["export", "--keep-schedule", schedule, "--onnx", again,
+         "--output", dense.with_name("same.onnx")],
+    ]  # fmt: skip
+    lines = "\n".join(f"main({[str(word) for word in command]!r})" for command in commands)
+    blocked = {"torch", "torchvision", "timm", "safetensors"}
+    done = run_blocked(blocked, f"from slimdeploy.cli import main\n{lines}")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "each image chooses its own patches, by predictor" in said
+    assert "after the refit: relative error" in said
+    assert "PASSED against" in said
+    told = KeepSchedule.read(schedule)
+    assert told.dynamic is not None
+    assert (told.provenance.impact, told.provenance.reconstruct) == (None, "refit")
+    assert list(verify_manifest(out).tokens_per_block or ()) == told.counts
+    assert any(node.op_type == "TopK" for node in onnx.load(out).graph.node)
+
+
+def test_a_choice_per_image_needs_a_head_that_reads_single_tokens(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = tmp_path / "dense.onnx"
+    onnx.save(export("average", "script17", True), dense)
+    words = ["slim", "--onnx", dense, "--data-dir", photographs, "--mac-reduction", "0.3", *PIXELS]
+    line = fails(capsys, *words, "--dynamic", "predictor", "--output", tmp_path / "slim.onnx")
+    assert "dense.onnx: its head pools over 16 tokens; --dynamic is" in line
+
+
 WRONG = [
     ([], "give --mac-reduction"),
     (["--mac-reduction", "0.3"], "dense.onnx: no manifest beside it records its preprocessing"),
@@ -161,6 +198,18 @@ WRONG = [
         "for --search-images. Must be >= 1",
     ),
     (["--mac-reduction", "0.3", *PIXELS, "--outputs", "z"], "--outputs z: not an output"),
+    *(
+        (
+            ["--mac-reduction", "0.3", *PIXELS, "--dynamic", "predictor", *flag],
+            f"{flag[0]}: does not",
+        )
+        for flag in (
+            ["--impact", "path"],
+            ["--search-images", "9"],
+            ["--select", "slice"],
+            ["--pool-kept"],
+        )
+    ),
 ]
 
 

@@ -29,7 +29,6 @@ from slimdeploy.slim.dynamic import (
     patch_scores,
     slim_of,
 )
-from slimdeploy.slim.dynamic.pipeline import dynamic_counts
 from slimdeploy.slim.dynamic.predictor import _pairs
 from slimdeploy.slim.dynamic.refit import refit_dynamic
 from slimdeploy.slim.dynamic.scores import keys
@@ -196,7 +195,7 @@ def test_of_the_shapes_the_closest_is_taken(make_vit: Callable[..., Any]) -> Non
     assert set(errors) == set(TRIED)
     assert made.shape == min(TRIED, key=errors.__getitem__)
     assert len(lines) == dynamic_steps(geometry, request)
-    wanted = dynamic_counts(geometry, request, made.shape)
+    wanted = request.counts(geometry, made.shape)
     assert [len(layer.keep) for layer in made.layers] == wanted
 
 

@@ -43,8 +43,7 @@ def slim_onnx(photographs: Path, folder: Path, *how: object) -> Killed:
     output.parent.mkdir()
     onnx.save(export("plain", "script17", True), dense)
     words = ["--onnx", dense, "--data-dir", photographs, *PIXELS, *BUDGET]
-    size = ["--images", 8, "--search-images", 4]
-    return Killed(output.parent, ["slim", *words, *size, *how, "--output", output])
+    return Killed(output.parent, ["slim", *words, "--images", 8, *how, "--output", output])
 
 
 def finetune(checkpoint: Path, photographs: Path, folder: Path, *how: object) -> Killed:
@@ -73,13 +72,15 @@ def test_a_killed_search_writes_the_same_files(
     run.at_any_time(draw)
 
 
-@pytest.mark.parametrize("shape", ["geometric", "auto"])
+@pytest.mark.parametrize(
+    "how", [("--search-images", 4), ("--shape", "auto"), ("--dynamic", "predictor")]
+)
 def test_a_killed_search_of_a_file_writes_the_same_files(
-    photographs: Path, tmp_path: Path, shape: str
+    photographs: Path, tmp_path: Path, how: tuple[object, ...]
 ) -> None:
-    run = slim_onnx(photographs, tmp_path, "--shape", shape)
+    run = slim_onnx(photographs, tmp_path, *how)
     assert set(run.files) == {"slim.onnx", "slim.onnx.json", "slim.json"}
-    draw = random.Random(shape)
+    draw = random.Random(str(how))
     for count in (draw.randrange(1, run.events), run.events - draw.randrange(2, 7)):
         run.at_event(count)
     run.at_any_time(draw)

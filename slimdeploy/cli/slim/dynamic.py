@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slimdeploy.cli.slim.flags import refuse
+from slimdeploy.cli.slim.flags import NO_POSITIONS, SEARCH_IMAGES, refuse
 from slimdeploy.cli.slim.from_timm import Slimming
 from slimdeploy.errors import InputError
 
@@ -23,12 +23,11 @@ def dynamic_request(
         InputError: for flags of the search, which has nothing to do here, or no budget.
     """
     from slimdeploy.slim.dynamic import DynamicRequest
-    from slimdeploy.slim.pipeline import SlimRequest
 
     looked_at = request.search_images
     refuse(
-        "--dynamic, which searches no positions", impact=impact, tolerance=request.tolerance,
-        step=step, search_images=None if looked_at == SlimRequest.search_images else looked_at,
+        NO_POSITIONS, impact=impact, tolerance=request.tolerance, step=step,
+        search_images=None if looked_at == SEARCH_IMAGES else looked_at,
     )  # fmt: skip
     if request.reconstruct == "gradient":
         raise InputError("--reconstruct gradient: does not go with --dynamic; use refit or none")

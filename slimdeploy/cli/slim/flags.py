@@ -9,6 +9,11 @@ from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import Select
 
+SEARCH_IMAGES = 64
+"""Images that a search looks at, if not told otherwise."""
+
+NO_POSITIONS = "--dynamic, which searches no positions"
+
 
 @dataclass(frozen=True)
 class FileFlags(Pixels):

@@ -16,10 +16,11 @@ from slimdeploy.cli.common import (
     weights_file,
 )
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
-from slimdeploy.cli.slim.flags import FileFlags
+from slimdeploy.cli.slim.flags import NO_POSITIONS, SEARCH_IMAGES, FileFlags, refuse
 from slimdeploy.cli.slim.record import result_of, schedule_of, sentences, write_files
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
+from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.forward.choices import require_forward
@@ -55,6 +56,7 @@ class OnnxSlim:
     ridge: float
     seed: int
     file: FileFlags
+    dynamic: Scorer | None = None
 
     def request(self) -> ForwardRequest:
         """What is asked of the graph.
@@ -68,11 +70,14 @@ class OnnxSlim:
             raise InputError("--onnx: give --mac-reduction, the share of MACs to save, as 0.46")
         if self.reconstruct == "gradient":
             raise InputError("--reconstruct gradient: needs --model; with --onnx: refit or none")
+        if self.dynamic is not None:
+            self._refuse_of_search()
         return ForwardRequest(
             mac_reduction=self.mac_reduction,
             shape=self.shape,
             multiple_of=self.multiple_of,
             impact=require_forward(self.impact or DEFAULT_IMPACT),
+            scorer=self.dynamic,
             reconstruct=self.reconstruct,
             seed=self.seed,
             search_images=self.search_images,
@@ -81,6 +86,17 @@ class OnnxSlim:
                 self.file.select, self.file.optimize, pool_kept=self.file.pool_kept
             ),
         )
+
+    def _refuse_of_search(self) -> None:
+        """Stop at flags of positions that are known beforehand."""
+        looked_at = self.search_images
+        refuse(
+            NO_POSITIONS,
+            impact=self.impact,
+            search_images=None if looked_at == SEARCH_IMAGES else looked_at,
+        )
+        select = None if self.file.select == "gather" else self.file.select
+        refuse("--dynamic", select=select, pool_kept=self.file.pool_kept or None)
 
     def preprocessing(self, dense: DenseFile) -> Preprocessing:
         """As the flags say, else as the file's manifest does.
@@ -131,7 +147,7 @@ def write_slim_file(
     _check_targets(path, output, schedule_path, output_dense)
     dense = open_dense(path, separated(flags.file.outputs))
     require_droppable(dense)
-    check_pooling(dense, flags)
+    _check_head(dense, flags)
     preprocessing = flags.preprocessing(dense)
     fitted, held_out = _drawn(flags)
     with requires("cpu"):
@@ -198,11 +214,13 @@ def _slimmed(
     saved: RunState,
     tell: Progress,
 ) -> ForwardSlim:
+    from slimdeploy.forward.dynamic import slim_dynamic
     from slimdeploy.forward.slimming import slim_forward
     from slimdeploy.store import open_store
 
+    make = slim_forward if request.scorer is None else slim_dynamic
     with open_store() as store:
-        return slim_forward(
+        return make(
             dense.model,
             dense.geometry,
             load_arrays(fitted, preprocessing, store),
@@ -212,6 +230,20 @@ def _slimmed(
             saved=saved,
             progress=tell,
         )
+
+
+def _check_head(dense: DenseFile, flags: OnnxSlim) -> None:
+    """Refuse a head that cannot do with the tokens that are kept.
+
+    Raises:
+        InputError: with the flag that would change that, if there is one.
+    """
+    if flags.dynamic is None:
+        check_pooling(dense, flags)
+        return
+    from slimdeploy.forward.dynamic import require_single_reads
+
+    require_single_reads(dense.geometry, str(dense.path))
 
 
 def check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:

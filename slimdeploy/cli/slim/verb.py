@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from slimdeploy.cli.common import show, summary, summary_table
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
-from slimdeploy.cli.slim.flags import FileFlags, refuse
+from slimdeploy.cli.slim.flags import SEARCH_IMAGES, FileFlags, refuse
 from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
@@ -37,7 +37,7 @@ def slim(
     reconstruct: Reconstruct = "refit",
     dynamic: Scorer | None = None,
     images: Count = 192,
-    search_images: Count = 64,
+    search_images: Count = SEARCH_IMAGES,
     step: int | None = None,
     ridge: float = 1.0,
     seed: Seed = 0,
@@ -71,9 +71,9 @@ def slim(
             path is the paper's score; joint needs gradients, so --model; grid, centre and random
             look at no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
-        dynamic: experimental: no positions, each image chooses its own patches by this score, in
-            fixed numbers: predictor (a linear map of the token, fitted to the attention that the
-            head's tokens pay it later), key-norm, token-norm.
+        dynamic: no positions, each image chooses its own patches by this score, in fixed numbers:
+            predictor (a linear map of the token, fitted to the attention that the head's tokens pay
+            it later), key-norm, token-norm. For images whose subject moves about.
         images: calibration images to draw, all of which the refit uses (with --onnx one more is
             drawn for eight of them, which measures the result).
         search_images: how many of them the search looks at.
@@ -87,13 +87,13 @@ def slim(
             against which `verify` proves the slim one (default: none).
         json: print the result as JSON.
     """
-    _refuse_of_other(model, onnx, checkpoint, tolerance, step, img_size, dynamic, file)
+    _refuse_of_other(model, onnx, checkpoint, tolerance, step, img_size, file)
     if onnx is not None:
         from slimdeploy.cli.slim.from_onnx import OnnxSlim, slim_file
 
         wanted = OnnxSlim(
             data_dir, split, mac_reduction, shape, multiple_of, impact, reconstruct, images,
-            search_images, ridge, seed, file,
+            search_images, ridge, seed, file, dynamic,
         )  # fmt: skip
         slim_file(onnx, wanted, output or Path("slim.onnx"), output_checkpoint, json)
         return
@@ -158,13 +158,12 @@ def _refuse_of_other(
     tolerance: float | None,
     step: int | None,
     img_size: int | None,
-    dynamic: Scorer | None,
     file: FileFlags,
 ) -> None:
     """Stop at flags that belong to the other source, or where there is none."""
     if onnx is not None:
         given = {"model": model, "checkpoint": checkpoint, "tolerance": tolerance, "step": step}
-        refuse("--onnx", **given, img_size=img_size, dynamic=dynamic)
+        refuse("--onnx", **given, img_size=img_size)
     elif model is None:
         raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
     else:

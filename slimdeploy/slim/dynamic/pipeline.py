@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
+from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_scoring
 from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.forward.ridge import RidgeOptions
-from slimdeploy.macs import dense_macs
-from slimdeploy.positions import keep_by_rank
+from slimdeploy.positions import most_chosen
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
@@ -38,6 +38,10 @@ class DynamicRequest:
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
     refit: RidgeOptions | None = field(default_factory=RidgeOptions)
+
+    def counts(self, geometry: ModelGeometry, shape: Shape) -> list[int]:
+        """Tokens kept per layer for the budget, scoring within it."""
+        return counts_for_scoring(geometry, self.mac_reduction, shape, self.multiple_of)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def dynamic_model(
     if request.shape == "auto":
 
         def made(fitted: Calibration, tried: Shape) -> DynamicVit:
-            return _made(fitted, dynamic_counts(geometry, request, tried), request)[0]
+            return _made(fitted, request.counts(geometry, tried), request)[0]
 
         def closest() -> Shape:
             return closest_shape(dense, geometry, images, made, progress)
@@ -88,9 +92,9 @@ def dynamic_model(
         shape = saved.once("shape", closest, TRIED)
     else:
         shape = request.shape
-    state, counts = Calibration(dense, geometry, images), dynamic_counts(geometry, request, shape)
+    state, counts = Calibration(dense, geometry, images), request.counts(geometry, shape)
     slim, dynamic = _made(state, counts, request, progress, saved)
-    layers = _most_chosen(state, slim, geometry, counts)
+    layers = most_chosen(geometry, _chosen(state, slim), counts)
     return DynamicResult(layers, dynamic, slim.dense if request.refit is not None else None, shape)
 
 
@@ -123,28 +127,10 @@ def _made(
     return slim.eval(), dynamic
 
 
-def dynamic_counts(geometry: ModelGeometry, request: DynamicRequest, shape: Shape) -> list[int]:
-    """Tokens kept per layer for the budget, what scoring costs at most taken off it."""
-    scoring = (geometry.depth - 1) * geometry.tokens * geometry.width / dense_macs(geometry).total
-    wanted = request.mac_reduction + scoring
-    if not 0 <= request.mac_reduction < wanted < 1:
-        wanted = request.mac_reduction  # let the message name what was asked for
-    return counts_for_budget(geometry, wanted, shape, request.multiple_of)
-
-
-def _most_chosen(
-    state: Calibration, slim: DynamicVit, geometry: ModelGeometry, counts: list[int]
-) -> list[Layer]:
-    """The patches kept most often, nested, and how often each token is kept in each layer."""
+def _chosen(state: Calibration, slim: DynamicVit) -> NDArray[np.float64]:
+    """How often each token is kept in each layer, [L, N] of shares of the images."""
     shares = torch.zeros(state.depth, state.tokens, dtype=torch.float64)
     for images in state.batches():
         for index, ids in enumerate(slim.choices(images)):
             shares[index] += torch.bincount(ids.flatten(), minlength=state.tokens)
-    shares /= len(state.images)
-    lifetime = shares.sum(0).numpy()
-    lifetime[: len(geometry.prefix)] = np.inf
-    keep = keep_by_rank(geometry, lifetime, counts)
-    return [
-        Layer(keep=ids, scores=tuple(share.tolist()))
-        for ids, share in zip(keep, shares, strict=True)
-    ]
+    return (shares / len(state.images)).numpy()

@@ -12,13 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slimdeploy.dynamic import choosing_layers
+from slimdeploy.dynamic import LEAST_ATTENTION, PREDICTOR_RIDGE, choosing_layers
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.dynamic.scores import standardised
 from slimdeploy.slim.model import attention_map, embed, slim_block
-
-_STRENGTH = 0.01
-_LEAST = 1e-12  # attention is positive, but may underflow
 
 
 @torch.no_grad()
@@ -49,7 +46,7 @@ def _pairs(state: Calibration, images: Tensor, prefix: int) -> list[tuple[Tensor
         inputs.append(slim_block(block, inputs[-1], None))
     later, pairs = torch.zeros_like(paid[0]), []
     for x, own in zip(reversed(inputs[:-1]), reversed(paid), strict=True):
-        pairs.append((x[:, prefix:], (later + _LEAST).log()))
+        pairs.append((x[:, prefix:], (later + LEAST_ATTENTION).log()))
         later = later + own
     return pairs[::-1]
 
@@ -60,7 +57,7 @@ def _centred(values: Tensor) -> Tensor:
 
 
 def _solve(left: Tensor, right: Tensor) -> Tensor:
-    ridge = _STRENGTH * left.diagonal().mean() * torch.eye(len(left), dtype=left.dtype)
+    ridge = PREDICTOR_RIDGE * left.diagonal().mean() * torch.eye(len(left), dtype=left.dtype)
     weight = torch.linalg.solve(left + ridge, right)
     # The scale does not change a choice; unit length keeps low precision from overflowing.
-    return (weight / weight.norm().clamp_min(_LEAST)).float()
+    return (weight / weight.norm().clamp_min(LEAST_ATTENTION)).float()
