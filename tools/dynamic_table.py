@@ -72,14 +72,17 @@ class Bench:
     dense_read: torch.Tensor
 
     @classmethod
-    def of(cls, name: str, checkpoint: Path | None, data: Path, images: int) -> Bench:
+    def of(
+        cls, name: str, checkpoint: Path | None, data: Path, images: int, img_size: int | None
+    ) -> Bench:
         """The model, its calibration images, and what it makes of the test images."""
-        model, preprocessing = load_model(name, checkpoint)
+        kwargs = {} if img_size is None else {"img_size": img_size}
+        model, preprocessing = load_model(name, checkpoint, kwargs)
         test = open_images(data, None, "test")
         arrays = load_arrays(test, preprocessing)
         sample = open_images(data, None, "train").sample(images, seed=0)
         calibration = torch.from_numpy(load_arrays(sample, preprocessing))
-        labels, geometry = np.array(test.labels), describe(model, name)
+        labels, geometry = np.array(test.labels), describe(model, name, kwargs)
         read = read_tokens(model, arrays)
         return cls(model, geometry, preprocessing, data, calibration, arrays, labels, read)
 
@@ -238,6 +241,7 @@ def main(
     model: str = "vit_tiny_patch16_224",
     checkpoint: Path | None = Path("models/elpv_vit_tiny/model.safetensors"),
     data_dir: Path = Path("build/elpv"),
+    img_size: int | None = None,
     reductions: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     methods: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     images: int = 192,
@@ -252,6 +256,7 @@ def main(
     """Make the table: OUTPUT.json holds the rows, OUTPUT.md shows them.
 
     Args:
+        img_size: the model's input size in pixels, if not its own.
         methods: which to judge (default: all); rows that are there already stay.
         finetune_at: the budget at which some are fine-tuned; --epochs 0 for none.
         rounds: pairs of timed calls at each batch size.
@@ -259,7 +264,7 @@ def main(
         accuracy: judge; --no-accuracy leaves those rows as they are.
         speed: time; --no-speed likewise.
     """
-    bench = Bench.of(model, checkpoint, data_dir, images)
+    bench = Bench.of(model, checkpoint, data_dir, images, img_size)
     path, budgets = output.with_suffix(".json"), reductions or [0.46, 0.54, 0.60]
     settings = {
         "model": model,

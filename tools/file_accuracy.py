@@ -30,7 +30,7 @@ from slimdeploy.measure.feeding import infer_all
 from slimdeploy.measure.stats import mean_interval
 from slimdeploy.schedule import KeepSchedule
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
-from slimdeploy.slim.model import SlimVit
+from slimdeploy.slim.dynamic import slim_of
 from slimdeploy.slim.options import AmpDtype
 from slimdeploy.slim.timm_models import load_model
 from tools.accuracy_bench import WORK as ACCURACY
@@ -40,6 +40,7 @@ from tools.hf_dinov2 import from_timm
 
 app = App(help="Slimming files of two exporters, measured.")
 By = Literal["timm", "hugging-face"]
+Chosen = Literal["cover", "predictor"]
 WORK = Path("build/file_accuracy")
 RECORD = Path("docs/bench/file_accuracy.json")
 Classes = NDArray[np.int64]
@@ -66,15 +67,18 @@ def _export(model: torch.nn.Module, size: int, path: Path) -> None:
     )  # fmt: skip
 
 
-def slimmed(bench: Bench, by: By, reduction: float, images: int) -> tuple[Path, dict[str, Any]]:
+def slimmed(
+    bench: Bench, by: By, chosen: Chosen, reduction: float, images: int
+) -> tuple[Path, dict[str, Any]]:
     """The slim file, and what its making took."""
-    path = WORK / bench.name / f"{by}-{round(100 * reduction)}-{images}.onnx"
+    path = WORK / bench.name / f"{by}-{chosen}-{round(100 * reduction)}-{images}.onnx"
     spent = path.with_suffix(".seconds")
     if not (path.is_file() and spent.is_file()):
         mean, std = bench.preprocessing.mean, bench.preprocessing.std
         words = ["slim", "--onnx", str(dense_file(bench, by)), "--data-dir", str(bench.study.data)]
         words += ["--split", "train", "--images", str(images), "--mac-reduction", str(reduction)]
         words += ["--mean", *map(str, mean), "--std", *map(str, std), "--output", str(path)]
+        words += ["--dynamic", "predictor"] if chosen == "predictor" else []
         write_text(spent, json.dumps(measured(words)))
     return path, json.loads(spent.read_text())
 
@@ -116,13 +120,16 @@ def torch_classes(bench: Bench, name: str) -> Classes:
     """What the refitted torch model of a row of the accuracy table says."""
     path = ACCURACY / bench.name / name
     model, _ = load_model(bench.study.model, path.with_suffix(".safetensors"), bench.study.kwargs)
-    keep = [list(layer.keep) for layer in KeepSchedule.read(path.with_suffix(".json")).layers]
+    schedule = KeepSchedule.read(path.with_suffix(".json"))
     called = f"{name}-refit-{len(bench.test)}-{bench.amp}"
-    return bench.predictions(SlimVit(model, keep).eval(), called)
+    return bench.predictions(slim_of(model, schedule).eval(), called)
 
 
 def same_tokens(path: Path, reference: Path) -> float:
-    """The share of the kept ids, all layers together, that two schedules have in common."""
+    """The share of the kept ids, all layers together, that two schedules have in common.
+
+    Of dynamic ones these are the ids that images keep most often.
+    """
     ours, theirs = (KeepSchedule.read(p).layers for p in (path, reference))
     pairs = [({*a.keep}, {*b.keep}) for a, b in zip(ours, theirs, strict=True)]
     return sum(len(a & b) for a, b in pairs) / sum(len(a | b) for a, b in pairs)
@@ -141,17 +148,22 @@ def table(
     study: str,
     mac_reduction: Annotated[list[float], Parameter(consume_multiple=True)],
     by: Annotated[list[By], Parameter(consume_multiple=True)],
+    chosen_by: Chosen = "cover",
     images: int = 192,
     test_images: int = 2000,
     amp_dtype: AmpDtype = "bfloat16",
 ) -> None:
-    """Measure rows and add them to the page."""
+    """Measure rows and add them to the page.
+
+    Args:
+        chosen_by: what ranks the tokens; predictor is --dynamic, a choice per image.
+    """
     bench = Bench(study, STUDIES[study], test_images, amp_dtype)
     for reduction in mac_reduction:
-        name = f"cover-geometric-{round(100 * reduction)}-0-{images}"
+        name = f"{chosen_by}-geometric-{round(100 * reduction)}-0-{images}"
         torch_side = torch_classes(bench, name)
         for exporter in by:
-            path, spent = slimmed(bench, exporter, reduction, images)
+            path, spent = slimmed(bench, exporter, chosen_by, reduction, images)
             ours, theirs = path.with_suffix(".json"), ACCURACY / study / f"{name}.json"
             found = classes(bench, path)
             _record(
@@ -159,6 +171,7 @@ def table(
                     "study": study,
                     "mac_reduction": reduction,
                     "by": exporter,
+                    "chosen_by": chosen_by,
                     "fitted": images,
                     "images": len(bench.test),
                     "torch_in": amp_dtype,
@@ -181,7 +194,7 @@ def _record(row: dict[str, Any]) -> None:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("study", "mac_reduction", "fitted", "by"))
+    return tuple(row[name] for name in ("study", "chosen_by", "mac_reduction", "fitted", "by"))
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -191,21 +204,23 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         "`slim --onnx` on models of [the accuracy table](accuracy.md): Fashion-MNIST's DINOv2 "
         "ViT-S/14 at 196 x 196, as timm's modules and as Hugging Face's export it, and the demo's "
-        "ViT-Ti; `cover`, geometric counts, search and refit on so many unlabelled images. "
+        "ViT-Ti; geometric counts, search and refit on so many unlabelled images. Chosen by "
+        "`cover`, which is static, or image by image by `--dynamic predictor`. "
         "Differences of top-1 in points with 95 % intervals (paired bootstrap): to the dense "
         "model, and to what `slim --model` made from the same images, both computed by torch as "
         "said (the files by ONNX Runtime in float32); same tokens: kept by both, of those kept by "
-        "either. Time of the whole command; above the number of cores in the "
-        "load, others took part of them. Made by `python -m tools.file_accuracy`.",
+        "either (by the predictor: most often). Time of the whole command; above the number of "
+        "cores in the load, others took part of them. Made by `python -m tools.file_accuracy`.",
         "",
-        "| model | fewer MACs | exported by | images | test images | top-1 | to dense | to "
-        "`slim --model` | torch in | same class | same tokens | seconds | CPU seconds | peak MB | "
+        "| model | fewer MACs | chosen by | exported by | images | test images | top-1 | to dense "
+        "| to `slim --model` | torch in | same class | same tokens | seconds | CPU seconds | peak MB | "
         "cores | load |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
-            row["study"], f"{row['mac_reduction']:.0%}", row["by"], row["fitted"], row["images"],
+            row["study"], f"{row['mac_reduction']:.0%}", row["chosen_by"], row["by"], row["fitted"],
+            row["images"],
             f"{row['top1']:.2%}",
             *("{:+.2f} ({:+.2f} to {:+.2f})".format(*row[k]) for k in ("to_dense", "to_torch")),
             row["torch_in"], f"{row['same_class_as_torch']:.2%}", f"{row['same_tokens']:.2%}",
