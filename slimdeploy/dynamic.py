@@ -16,7 +16,7 @@ nothing to choose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
@@ -41,6 +41,11 @@ class Dynamic(BaseModel):
     weights: tuple[tuple[FiniteFloat, ...] | None, ...] = Field(
         default=(), description="predictor: w_l per layer, null where nothing is chosen"
     )
+
+
+def scorer_named(name: str) -> Scorer | None:
+    """The scorer of that name; None for anything else, as what ranks static positions."""
+    return next((scorer for scorer in get_args(Scorer) if scorer == name), None)
 
 
 def choosing_layers(counts: Sequence[int], tokens: int, prefix: int) -> list[bool]:

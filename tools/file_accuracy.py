@@ -213,8 +213,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "cores in the load, others took part of them. Made by `python -m tools.file_accuracy`.",
         "",
         "| model | fewer MACs | chosen by | exported by | images | test images | top-1 | to dense "
-        "| to `slim --model` | torch in | same class | same tokens | seconds | CPU seconds | peak MB | "
-        "cores | load |",
+        "| to `slim --model` | torch in | same class | same tokens | seconds | CPU seconds | peak "
+        "MB | cores | load |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -16,6 +16,7 @@ import pytest
 
 from slimdeploy.cli import main
 from slimdeploy.manifest import verify_manifest
+from slimdeploy.schedule import KeepSchedule
 from tests.cli.classifiers import PIXELS, two_classes
 from tests.cli.test_bad_input import fails
 
@@ -83,6 +84,21 @@ def test_a_sweep_and_what_is_added_to_it(
     assert any(group["front"] for group in second["groups"])
     assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (out / "front.svg").read_bytes()[:400]
+
+
+def test_choices_per_image_are_points_beside_static_ones(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = ["--mac-reduction", "0.3", "--search-images", 4]
+    found = swept(capsys, dense, photographs, *budget, "--impact", "cover,predictor")
+    static, dynamic = found["points"]
+    for point, scorer in ((static, None), (dynamic, "predictor")):
+        path = dense.with_name("out") / point["files"]["schedule"]
+        told = KeepSchedule.read(path).dynamic
+        assert (told.scorer if told else None) == scorer
+        assert point["mac_reduction"] >= 0.3
+        assert point["parity"] < 2e-5
+    assert [group["impact"] for group in found["groups"]] == ["cover", "predictor"]
 
 
 def test_the_gate_names_the_smallest_point_or_fails(
@@ -278,11 +294,15 @@ def test_a_sweep_of_a_timm_model(
     common += ["--data-dir", str(photographs), "--images", "8", "--rounds", "3", "--json"]
     line = fails(capsys, *common, "--impact", "magic", "--output", tmp_path / "out")
     assert "--impact magic: not one of" in line
-    main([*common, "--mac-reduction", "0.4", "--impact", "path", "--output", str(tmp_path / "out")])
+    chosen = ["--mac-reduction", "0.4", "--impact", "path,predictor"]
+    main([*common, *chosen, "--output", str(tmp_path / "out")])
     found = json.loads(capsys.readouterr().out)
-    (point,) = found["points"]
-    assert point["mac_reduction"] >= 0.4
-    assert point["parity"] < 2e-5
-    assert len(point["latency"]) == 1
-    assert set(point["files"]) == {"onnx", "schedule", "weights", "predictions"}
+    static, dynamic = found["points"]
+    for point in (static, dynamic):
+        assert 0.4 <= point["mac_reduction"] < 0.45
+        assert point["parity"] < 2e-5
+        assert len(point["latency"]) == 1
+        assert set(point["files"]) == {"onnx", "schedule", "weights", "predictions"}
+        schedule = KeepSchedule.read(tmp_path / "out" / point["files"]["schedule"])
+        assert (schedule.dynamic is None) == (point is static)
     assert found["dense"]["file"] == str(tmp_path / "out" / "dense.onnx")

@@ -9,12 +9,13 @@ from typing import Any
 
 from slimdeploy.cli.common import separated
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
-from slimdeploy.cli.slim.flags import FileFlags
+from slimdeploy.cli.slim.flags import SEARCH_IMAGES, FileFlags
 from slimdeploy.cli.slim.from_onnx import OnnxSlim, check_pooling, write_slim_file
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_dense import prove_file, require_proven
 from slimdeploy.cli.verify.check import Check
+from slimdeploy.dynamic import scorer_named
 from slimdeploy.errors import InputError
 from slimdeploy.forward.choices import require_forward
 from slimdeploy.graph.options import GraphOptions
@@ -69,7 +70,8 @@ class OnnxSource:
         }
 
     def check_impact(self, impact: str) -> None:
-        require_forward(impact)
+        if scorer_named(impact) is None:
+            require_forward(impact)
 
     def dense(self, folder: Path) -> Path:
         """The file itself, or one that is rewritten as the slim ones are."""
@@ -109,18 +111,19 @@ class OnnxSource:
         return Made(slim, schedule, worst, files)
 
     def _slim(self, point: Point) -> OnnxSlim:
-        c = self.calibration
+        c, scorer = self.calibration, scorer_named(point.impact)
         return OnnxSlim(
             data_dir=c.data_dir,
             split=c.split,
             mac_reduction=point.wanted,
             shape=c.shape,
             multiple_of=c.multiple_of,
-            impact=point.impact,
+            impact=None if scorer else point.impact,
             reconstruct=c.reconstruct,
             images=c.images,
-            search_images=c.search_images,
+            search_images=SEARCH_IMAGES if scorer else c.search_images,
             ridge=c.ridge,
             seed=point.seed,
             file=self.flags,
+            dynamic=scorer,
         )

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from slimdeploy.cli.export.from_timm import TorchExport, export_timm
+from slimdeploy.cli.slim.dynamic import dynamic, dynamic_request
+from slimdeploy.cli.slim.flags import SEARCH_IMAGES
 from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_timm import torch_parity
+from slimdeploy.dynamic import scorer_named
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.measure.parity import DEFAULT_TOLERANCE
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, ModelGeometry
-from slimdeploy.slim.choices import ImpactName
+from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class TimmSource:
         }
 
     def check_impact(self, impact: str) -> None:
-        _torch_impact(impact)
+        if scorer_named(impact) is None:
+            _torch_impact(impact)
 
     def dense(self, folder: Path) -> Path:
         """Exported as the slim ones are."""
@@ -95,20 +99,24 @@ class TimmSource:
         from slimdeploy.forward.ridge import RidgeOptions
         from slimdeploy.slim.pipeline import SlimRequest
 
-        c = self.calibration
+        c, scorer = self.calibration, scorer_named(point.impact)
         request = SlimRequest(
             mac_reduction=point.wanted,
             shape=c.shape,
             multiple_of=c.multiple_of,
-            impact=_torch_impact(point.impact),
+            impact=DEFAULT_IMPACT if scorer else _torch_impact(point.impact),
             reconstruct=c.reconstruct,
             seed=point.seed,
-            search_images=c.search_images,
+            search_images=SEARCH_IMAGES if scorer else c.search_images,
             refit=RidgeOptions(strength=c.ridge),
         )
         sample = draw_images(c.data_dir, c.split, c.images, point.seed)
         source = TimmModel(self.name, self.checkpoint, self._kwargs, sample, path, weights)
-        return slimmed_schedule(source, static(request))
+        if scorer is None:
+            return slimmed_schedule(source, static(request))
+        return slimmed_schedule(
+            source, dynamic(dynamic_request(scorer, request, None, None), point.seed)
+        )
 
     def _export(self, model: str | None) -> TorchExport:
         """The dense model's export, or, without a name, that of what a schedule names."""

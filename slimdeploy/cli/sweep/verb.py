@@ -72,7 +72,8 @@ def sweep(
         data_dir: images with labels: an image folder, or one with train/val/test inside.
         mac_reduction: budgets: shares of MACs to save, with commas.
         checkpoint: the weights of --model; without them, timm's pretrained ones.
-        impact: what ranks the tokens, several with commas (default: as `slim`).
+        impact: what ranks the tokens, several with commas (default: as `slim`); with predictor,
+            key-norm or token-norm each image chooses its own, as with `slim --dynamic`.
         seeds: of the draw of calibration images and all else, with commas.
         split: split of the data that judges (test if there is one).
         calibration_split: split that the search looks at, labels unread (train if there is one).
