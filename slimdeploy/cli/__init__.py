@@ -34,6 +34,7 @@ _VERBS = {
     "evaluate": "Accuracy and calibration on an image folder; with --dense, what slimming changed.",
     "sweep": "The front of accuracy, MACs and latency over budgets: records and a picture.",
     "profile": "Latency of dense and slim, interleaved, with an interval on the ratio.",
+    "draw": "A picture: photographs with the patches that are still computed.",
     "inspect": "What is this file? A schedule, graph, engine, manifest or record, in words.",
     "doctor": "What works on this machine, what collides, and what to install.",
 }

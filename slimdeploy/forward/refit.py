@@ -145,8 +145,8 @@ class Refit:
         ends = [name for name in (layer.source, end) if name not in mine]
         with open_part(self.slim.cut([*mine], ends)) as part:
             for rows, outputs in self.feed.run(part, mine):
-                wanted = np.take_along_axis(target[rows], each[rows][..., None], axis=1)
-                missing = wanted.astype(np.float32) - outputs[end]
+                places = np.arange(rows.start, rows.stop)[:, None]
+                missing = target[places, each[rows]].astype(np.float32) - outputs[end]
                 source = outputs.get(layer.source)
                 inputs = (mine[layer.source][rows] if source is None else source).reshape(-1, width)
                 weights = importance[rows].reshape(-1)

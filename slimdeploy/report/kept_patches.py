@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from slimdeploy.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from PIL import Image
 
+Kept: TypeAlias = Sequence[Sequence[int]]
+"""Per layer the ids of the tokens that it keeps."""
+
 _PANEL = 2.1  # inches
 _INK, _QUIET = "#1a1a1a", "#6b6b6b"
 _LABEL: dict[str, Any] = {"fontsize": 9, "color": _INK}
@@ -23,7 +26,7 @@ _LABEL: dict[str, Any] = {"fontsize": 9, "color": _INK}
 
 def draw_kept_patches(
     images: Sequence[Image.Image],
-    keep: Sequence[Sequence[int]],
+    kept: Sequence[Kept],
     grid: tuple[int, int],
     prefix: int,
     path: Path,
@@ -39,7 +42,8 @@ def draw_kept_patches(
 
     Args:
         images: photographs; a row each.
-        keep: per layer the ids of the kept tokens, of which 0 ... prefix - 1 are not patches.
+        kept: for each of them, per layer the ids of the kept tokens, of which 0 ... prefix - 1 are
+            not patches; as many in a layer for all photographs.
         grid: rows and columns of patches.
         prefix: class, distillation and register tokens before the patches.
         path: the PNG to write.
@@ -52,8 +56,12 @@ def draw_kept_patches(
         InputError: if a layer or a token id does not exist, or there are no images.
         MissingError: if matplotlib is not installed.
     """
+    if not images or len(kept) != len(images):
+        raise InputError("a picture of kept patches needs images, and what is kept of each")
+    keep = kept[0]
     chosen = list(layers) if layers is not None else _spread(keep, prefix)
-    _check(images, keep, grid, prefix, chosen)
+    for each in kept:
+        _check(each, grid, prefix, chosen)
     with requires("report"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -63,12 +71,12 @@ def draw_kept_patches(
     head = 0.54 if title else 0.28
     figure = Figure(figsize=(width, sum(height) + head + 0.22), facecolor="white")
     axes = figure.subplots(len(views), len(chosen) + 1, squeeze=False, height_ratios=height)
-    masks = [kept_mask(keep[layer - 1], grid, prefix) for layer in chosen]
-    for row, view in zip(axes, views, strict=True):
-        _draw_row(row, view, masks)
+    for row, view, each in zip(axes, views, kept, strict=True):
+        _draw_row(row, view, [kept_mask(each[layer - 1], grid, prefix) for layer in chosen])
     axes[0][0].set_title("what the model sees" if preprocessing else "photograph", **_LABEL)
     _label_layers(axes[0][1:], keep, chosen, grid, prefix)
-    _caption(figure, title, _summary(keep, grid, prefix, macs))
+    whose = "The same positions for every image" if _alike(kept) else "Each image its own patches"
+    _caption(figure, title, f"{_summary(keep, grid, prefix, macs)}. {whose}.")
     figure.subplots_adjust(
         left=0.01,
         right=0.99,
@@ -79,6 +87,10 @@ def draw_kept_patches(
     )
     with atomic_path(path) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=160, format="png")
+
+
+def _alike(kept: Sequence[Kept]) -> bool:
+    return all(list(map(set, each)) == list(map(set, kept[0])) for each in kept)
 
 
 def _draw_row(
@@ -108,21 +120,15 @@ def fade(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8
     return faded
 
 
-def _spread(keep: Sequence[Sequence[int]], prefix: int) -> list[int]:
+def _spread(keep: Kept, prefix: int) -> list[int]:
     """Up to four layers, evenly apart, among those that still compute a patch."""
     last = max((i for i, ids in enumerate(keep, 1) if any(t >= prefix for t in ids)), default=1)
     return sorted({max(1, round(last * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
 
-def _check(
-    images: Sequence[Image.Image],
-    keep: Sequence[Sequence[int]],
-    grid: tuple[int, int],
-    prefix: int,
-    layers: Sequence[int],
-) -> None:
-    if not images or not layers:
-        raise InputError("a picture of kept patches needs an image and a layer at least")
+def _check(keep: Kept, grid: tuple[int, int], prefix: int, layers: Sequence[int]) -> None:
+    if not layers:
+        raise InputError("a picture of kept patches needs a layer at least")
     for layer in layers:
         if not 1 <= layer <= len(keep):
             raise InputError(f"layer {layer} does not exist: the schedule has 1 to {len(keep)}")
@@ -155,7 +161,7 @@ def _bare(panel: Any) -> None:
 
 def _label_layers(
     row: Sequence[Any],
-    keep: Sequence[Sequence[int]],
+    keep: Kept,
     layers: Sequence[int],
     grid: tuple[int, int],
     prefix: int,
@@ -166,7 +172,7 @@ def _label_layers(
 
 
 def _summary(
-    keep: Sequence[Sequence[int]],
+    keep: Kept,
     grid: tuple[int, int],
     prefix: int,
     macs: tuple[float, float] | None,
@@ -177,7 +183,7 @@ def _summary(
     if macs is not None:
         slim, dense = macs
         text += f"; {slim / 1e9:.2f} of {dense / 1e9:.2f} GMAC, {1 - slim / dense:.0%} fewer"
-    return text + ". The same positions for every image."
+    return text
 
 
 def _caption(figure: Any, title: str | None, summary: str) -> None:

@@ -1,0 +1,104 @@
+"""`slimdeploy draw`: photographs with the patches that a slim model still computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from slimdeploy.cli.common import load_arrays, load_onnx, open_images, show
+from slimdeploy.cli.numbers import Count, Seed
+from slimdeploy.errors import InputError, requires
+from slimdeploy.files import check_writable
+from slimdeploy.macs import dense_macs, schedule_macs
+from slimdeploy.schedule import KeepSchedule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from slimdeploy.images import ImageFolder
+
+
+def draw(
+    keep_schedule: Path,
+    *,
+    data_dir: Path,
+    slim: Path | None = None,
+    split: str | None = None,
+    images: Count = 4,
+    seed: Seed = 0,
+    output: Path = Path("kept_patches.png"),
+    json: bool = False,
+) -> None:
+    """Draw which patches are still computed, layer by layer, on photographs of yours.
+
+    Args:
+        keep_schedule: what each layer keeps.
+        data_dir: images, labelled or not: a folder, or one with train/val/test inside.
+        slim: the slim ONNX file; needed for a dynamic schedule, whose file chooses for each image.
+        split: split of the data (test if there is one).
+        images: photographs to draw; a row each.
+        seed: which photographs.
+        output: the PNG to write.
+        json: print the result as JSON.
+    """
+    from slimdeploy.images import read_image
+    from slimdeploy.report.kept_patches import draw_kept_patches
+
+    if output.suffix != ".png":
+        raise InputError(f"--output {output}: name a .png file")
+    check_writable(output, keep_schedule, slim)
+    schedule = KeepSchedule.read(keep_schedule)
+    folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
+    kept = [schedule.keep] * len(folder)
+    if schedule.dynamic is not None:
+        kept = _chosen(schedule, keep_schedule, slim, folder)
+    model = schedule.model
+    draw_kept_patches(
+        [read_image(file) for file in folder.files],
+        kept,
+        model.grid,
+        len(model.prefix),
+        output,
+        preprocessing=schedule.preprocessing,
+        macs=(schedule_macs(schedule).total, dense_macs(model).total),
+    )
+    files = [str(file) for file in folder.files]
+    result = {"output": str(output), "images": files, "dynamic": schedule.dynamic is not None}
+    show(result, f"wrote {output}: {len(files)} photographs", json)
+
+
+def _chosen(
+    schedule: KeepSchedule, path: Path, slim: Path | None, folder: ImageFolder
+) -> list[list[list[int]]]:
+    """Per photograph and layer the ids that the file chooses.
+
+    Raises:
+        InputError: without a file, or for one that was made with another schedule.
+    """
+    with requires("cpu"):
+        import onnxruntime  # noqa: F401
+    from slimdeploy.graph.dynamic import ChoicePlan
+    from slimdeploy.measure.choices import chosen_ids, with_choices
+    from slimdeploy.measure.feeding import infer_all
+    from slimdeploy.measure.proof import session
+
+    plan, preprocessing = ChoicePlan.of(schedule), schedule.preprocessing
+    assert plan is not None
+    if slim is None:
+        raise InputError(f"{path}: each image chooses its patches: give the file with --slim")
+    if preprocessing is None:
+        raise InputError(f"{path}: preprocessing: missing; the file cannot be run on photographs")
+    try:
+        probed, names = with_choices(load_onnx(slim))
+    except InputError as error:
+        raise InputError(f"{slim}: {error}") from error
+    with session(probed, None) as engine:
+        seen = infer_all(engine, load_arrays(folder, preprocessing))
+    rows: list[NDArray[np.int64] | None] = [None if n is None else seen[n] for n in names]
+    held = [count for count, r in zip(plan.counts, rows, strict=False) if r is not None]
+    if [r.shape[1] for r in rows if r is not None] != held or len(rows) != len(plan.counts):
+        raise InputError(f"{slim}: keeps other numbers of tokens than {path} says")
+    ids = chosen_ids(rows, plan.counts, plan.tokens, plan.read, len(folder))
+    return [[layer[image].tolist() for layer in ids] for image in range(len(folder))]
