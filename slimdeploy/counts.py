@@ -115,11 +115,9 @@ def counts_for_scoring(
     Raises:
         InputError: as `counts_for_budget`.
     """
+    counts_for_budget(model, mac_reduction_wanted, shape, multiple_of)  # refuses what was asked for
     scoring = (model.depth - 1) * model.tokens * model.width / dense_macs(model).total
-    wanted = mac_reduction_wanted + scoring
-    if not 0 <= mac_reduction_wanted < wanted < 1:
-        wanted = mac_reduction_wanted  # let the message name what was asked for
-    return counts_for_budget(model, wanted, shape, multiple_of)
+    return counts_for_budget(model, mac_reduction_wanted + scoring, shape, multiple_of)
 
 
 TRIED: tuple[Shape, ...] = ("geometric", "early", "earlier")

@@ -54,7 +54,8 @@ class ImageFolder:
     def open(cls, path: Path | str, split: str | None = None, *, labelled: bool = True) -> Self:
         """List the images below `path`, or below `path/split`.
 
-        Where no labels are needed (`labelled` False) images may also lie in one flat folder.
+        Where no labels are needed (`labelled` False) one folder of images is enough, and they may
+        also lie in `path` itself.
 
         Raises:
             InputError: no such folder or split, fewer than two classes, or an empty class.
@@ -63,7 +64,9 @@ class ImageFolder:
         classes = _subfolders(root)
         if not labelled and not classes and (flat := _images_in(root)):
             return cls(root=root, classes=("",), files=tuple(flat), labels=(0,) * len(flat))
-        if len(classes) < 2:
+        if not labelled and not classes:
+            raise InputError(f"{root}: no images here, nor folders of images")
+        if labelled and len(classes) < 2:
             found = f"only '{classes[0]}'" if classes else "none"
             raise InputError(
                 f"{root}: needs two class folders or more with images in; found {found}"

@@ -111,6 +111,13 @@ def test_refuses_what_is_not_a_folder_of_classes(tmp_path: Path) -> None:
         ImageFolder.open(tmp_path)
 
 
+def test_without_labels_one_folder_is_enough(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no images here, nor folders of images"):
+        ImageFolder.open(tmp_path, labelled=False)
+    make_folder(tmp_path, {"all": 2})
+    assert len(ImageFolder.open(tmp_path, labelled=False)) == 2
+
+
 def test_names_the_image_that_is_broken(root: Path) -> None:
     file = root / "dog" / "001.png"
     file.write_bytes(file.read_bytes()[:40])
