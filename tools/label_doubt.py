@@ -2,14 +2,15 @@
 
     python -m tools.label_doubt --output docs/bench/label_doubt.md     # after `make data`
 
-Runs no model: it reads what docs/bench/accuracy/*.json hold of every test image, of `cover` with
-geometric counts and 192 calibration images.
+Runs no model: it reads what docs/bench/accuracy/*.json hold of every test image, of `cover` and the
+predictor with geometric counts and 192 calibration images.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tools.accuracy_rows import DEFAULT, Hits, estimators, hits
 from tools.hits import Bools
 
 app = App(help=__doc__.splitlines()[0])
+SHOWN = (DEFAULT, "predictor")
 STUDIES = ("elpv_vit_tiny", "elpv_vit_small")
 STAGES = {
     "dense_weights": "slim, dense weights",
@@ -31,14 +33,15 @@ STAGES = {
 HEADER = """# Which solar cells a slim model gets wrong
 
 Made by `python -m tools.label_doubt` from the rows of [the table of accuracy](accuracy.md):
-`cover`, geometric counts, 192 calibration images, mean over the seeds. Annotators gave each of the
-{n} test photographs a probability of 0, 1/3, 2/3 or 1 that the cell is defective; above 0.5 it
-counts as defective. Sure: the {sure} of 0 and 1; doubted: the other {doubted}. Missed: share of the
-{defective} defective ones called functional; false alarms: share of the {functional} functional
+geometric counts, 192 calibration images, mean over the seeds. Chosen by: `cover`, the same patches
+of every image, or `predictor`, each image its own (`slim --dynamic predictor`). Annotators gave
+each of the {n} test photographs a probability of 0, 1/3, 2/3 or 1 that the cell is defective; above 0.5
+it counts as defective. Sure: the {sure} of 0 and 1; doubted: the other {doubted}. Missed: share of
+the {defective} defective ones called functional; false alarms: share of the {functional} functional
 ones called defective.
 
-| model | fewer MACs | weights | seeds | top-1 | sure | doubted | missed | false alarms |
-|---|---|---|---|---|---|---|---|---|
+| model | fewer MACs | chosen by | weights | seeds | top-1 | sure | doubted | missed | false alarm |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -62,13 +65,12 @@ def lines(name: str, record: dict[str, Any], of: dict[str, Bools]) -> list[str]:
     """A model's part of the table."""
     n = len(of["sure"])
     dense = figures(hits(record["dense"][str(n)], n), **of)
-    out = [[name, "-", "dense", "-", *dense]]
-    judged = {stage: dict(estimators(record["rows"], stage)) for stage in STAGES}
+    out = [[name, "-", "-", "dense", "-", *dense]]
+    judged = {stage: dict(estimators(record["rows"], stage, names=SHOWN)) for stage in STAGES}
     for budget in sorted({budget for found in judged.values() for budget in found}):
-        for stage, title in STAGES.items():
-            if budget in judged[stage]:
-                seeds = list(judged[stage][budget][DEFAULT].values())
-                cells = [name, f"{budget:.0%}", title, str(len(seeds))]
+        for chosen, (stage, title) in product(SHOWN, STAGES.items()):
+            if seeds := list(judged[stage].get(budget, {}).get(chosen, {}).values()):
+                cells = [name, f"{budget:.0%}", f"`{chosen}`", title, str(len(seeds))]
                 out.append(cells + figures(np.mean(seeds, axis=0), **of))
     return ["| " + " | ".join(cells) + " |" for cells in out]
 
