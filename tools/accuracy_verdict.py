@@ -70,10 +70,11 @@ def verdict(records: dict[str, dict[str, Any]]) -> list[str]:
     by_label, counted = _table(records, "right", CONTROLS)
     by_dense, agreeing = _table(records, "agrees", CONTROLS)
     by_image, _ = _table(records, "right", PER_IMAGE)
+    same, _ = _table(records, "agrees", PER_IMAGE)
     parts = [
         (TEXT, [*by_label, *counted]),
         (AGREEMENT, [*by_dense, *agreeing]),
-        (PER_IMAGE_TEXT, by_image),
+        (PER_IMAGE_TEXT, [*by_image, "By agreement with the dense model:", "", *same]),
     ]
     return [line for text, lines in parts for line in (*text.splitlines()[1:], "", *lines)]
 

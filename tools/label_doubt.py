@@ -35,10 +35,10 @@ HEADER = """# Which solar cells a slim model gets wrong
 Made by `python -m tools.label_doubt` from the rows of [the table of accuracy](accuracy.md):
 geometric counts, 192 calibration images, mean over the seeds. Chosen by: `cover`, the same patches
 of every image, or `predictor`, each image its own (`slim --dynamic predictor`). Annotators gave
-each of the {n} test photographs a probability of 0, 1/3, 2/3 or 1 that the cell is defective; above 0.5
-it counts as defective. Sure: the {sure} of 0 and 1; doubted: the other {doubted}. Missed: share of
-the {defective} defective ones called functional; false alarms: share of the {functional} functional
-ones called defective.
+each of the {n} test photographs a probability of 0, 1/3, 2/3 or 1 that the cell is defective; above
+0.5 it counts as defective. Sure: the {sure} of 0 and 1; doubted: the other {doubted}. Missed: share
+of the {defective} defective ones called functional; false alarms: share of the {functional}
+functional ones called defective.
 
 | model | fewer MACs | chosen by | weights | seeds | top-1 | sure | doubted | missed | false alarm |
 |---|---|---|---|---|---|---|---|---|---|
