@@ -19,7 +19,7 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         "# Per-image choice against static positions",
         "",
-        "Made by `python -m tools.dynamic_table --output docs/bench/dynamic`; the rows that are "
+        f"Made by `python -m tools.dynamic_table --model {settings['model']}`; the rows that are "
         "missing were not run. "
         f"`{settings['model']}` on {settings['data']}, {settings['images']} unlabelled calibration "
         f"images, {settings['test_images']} test images, dense top-1 {dense.mean():.2%}.",
