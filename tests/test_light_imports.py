@@ -38,7 +38,18 @@ def test_the_deployment_packages_import_without_torch_and_timm() -> None:
     assert done.returncode == 0, done.stderr
 
 
-VERBS = ["slim", "export", "profile", "evaluate", "finetune", "sweep", "build", "doctor", "inspect"]
+VERBS = [
+    "slim",
+    "export",
+    "profile",
+    "evaluate",
+    "finetune",
+    "sweep",
+    "build",
+    "doctor",
+    "inspect",
+    "draw",
+]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -38,6 +38,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "plan --onnx, inspect, export --onnx": (),
     "slim --onnx, verify, profile, evaluate": _RUNTIME,
     "quantize, sweep --onnx": _RUNTIME,
+    "draw": ("matplotlib",),
     "build --backend onnxruntime": _RUNTIME,
     "build --backend tensorrt-rtx": ("tensorrt-rtx",),
     "build --backend tensorrt": ("tensorrt", "GPU"),
