@@ -261,7 +261,7 @@ def test_calibration_that_cannot_be_read(
     assert "must hold one array" in fails(capsys, *words, broken)
     (tmp_path / "empty").mkdir()
     assert "records no preprocessing" in fails(capsys, *words, tmp_path / "empty")
-    assert "class folders" in fails(capsys, *words, tmp_path / "empty", *PIXELS)
+    assert "empty: no images here" in fails(capsys, *words, tmp_path / "empty", *PIXELS)
     assert "is neither an .npz file nor a folder" in fails(capsys, *words, tmp_path / "gone")
 
 
