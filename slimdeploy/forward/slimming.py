@@ -25,7 +25,7 @@ from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
-from slimdeploy.slim.choices import DEFAULT_IMPACT
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES
 from slimdeploy.store import Array, open_store
 
 CHECKED = 4
@@ -56,7 +56,7 @@ class ForwardRequest:
     scorer: Scorer | None = None
     reconstruct: Literal["refit", "none"] = "refit"
     seed: int = 0
-    search_images: int = 64
+    search_images: int = SEARCH_IMAGES
     ridge: RidgeOptions = field(default_factory=RidgeOptions)
     options: GraphOptions = field(default_factory=GraphOptions)
 

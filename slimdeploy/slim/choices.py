@@ -9,3 +9,6 @@ DEFAULT_IMPACT: Final = "cover"
 """Of `slim` and `sweep`, from a timm model and from a file."""
 Reconstruct = Literal["refit", "gradient", "none"]
 Exporter = Literal["dynamo", "torchscript"]
+
+SEARCH_IMAGES = 64
+"""Calibration images that a search looks at, if not told otherwise."""

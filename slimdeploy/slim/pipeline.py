@@ -16,7 +16,7 @@ from slimdeploy.images import spread
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
-from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, ImpactName, Reconstruct
 from slimdeploy.slim.impact import Impact, make_impact
 from slimdeploy.slim.reconstruct import GradientOptions
 from slimdeploy.slim.refit import refit_model
@@ -42,7 +42,7 @@ class SlimRequest:
     reconstruct: Reconstruct = "refit"
     step: int = 10
     seed: int = 0
-    search_images: int = 64
+    search_images: int = SEARCH_IMAGES
     refit: RidgeOptions = field(default_factory=RidgeOptions)
     gradient: GradientOptions = field(default_factory=GradientOptions)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slimdeploy.cli.slim.flags import NO_POSITIONS, SEARCH_IMAGES, refuse
+from slimdeploy.cli.slim.flags import NO_POSITIONS, refuse
 from slimdeploy.cli.slim.from_timm import Slimming
 from slimdeploy.errors import InputError
+from slimdeploy.slim.choices import SEARCH_IMAGES
 
 if TYPE_CHECKING:
     from slimdeploy.dynamic import Scorer

@@ -9,9 +9,6 @@ from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import Select
 
-SEARCH_IMAGES = 64
-"""Images that a search looks at, if not told otherwise."""
-
 NO_POSITIONS = "--dynamic, which searches no positions"
 
 

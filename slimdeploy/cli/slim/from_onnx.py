@@ -16,7 +16,7 @@ from slimdeploy.cli.common import (
     weights_file,
 )
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
-from slimdeploy.cli.slim.flags import NO_POSITIONS, SEARCH_IMAGES, FileFlags, refuse
+from slimdeploy.cli.slim.flags import NO_POSITIONS, FileFlags, refuse
 from slimdeploy.cli.slim.record import result_of, schedule_of, sentences, write_files
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
@@ -29,7 +29,7 @@ from slimdeploy.graph.options import GraphOptions
 from slimdeploy.manifest import manifest_path
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.run_state import RunState, settings_of, work_folder
-from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, Reconstruct
 
 if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, Progress

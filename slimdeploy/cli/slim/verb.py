@@ -10,13 +10,13 @@ from cyclopts import Parameter
 
 from slimdeploy.cli.common import show, summary, summary_table
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
-from slimdeploy.cli.slim.flags import SEARCH_IMAGES, FileFlags, refuse
+from slimdeploy.cli.slim.flags import FileFlags, refuse
 from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
-from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName, Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, ImpactName, Reconstruct
 
 if TYPE_CHECKING:
     from slimdeploy.slim.pipeline import SlimRequest

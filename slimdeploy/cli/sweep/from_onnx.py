@@ -9,7 +9,7 @@ from typing import Any
 
 from slimdeploy.cli.common import separated
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
-from slimdeploy.cli.slim.flags import SEARCH_IMAGES, FileFlags
+from slimdeploy.cli.slim.flags import FileFlags
 from slimdeploy.cli.slim.from_onnx import OnnxSlim, check_pooling, write_slim_file
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
@@ -22,7 +22,7 @@ from slimdeploy.graph.options import GraphOptions
 from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import ModelGeometry
-from slimdeploy.slim.choices import DEFAULT_IMPACT
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES
 
 
 @dataclass(frozen=True)

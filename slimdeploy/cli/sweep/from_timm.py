@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from slimdeploy.cli.export.from_timm import TorchExport, export_timm
 from slimdeploy.cli.slim.dynamic import dynamic, dynamic_request
-from slimdeploy.cli.slim.flags import SEARCH_IMAGES
 from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
@@ -21,7 +20,7 @@ from slimdeploy.graph.options import GraphOptions
 from slimdeploy.measure.parity import DEFAULT_TOLERANCE
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, ModelGeometry
-from slimdeploy.slim.choices import DEFAULT_IMPACT, ImpactName
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, ImpactName
 
 
 @dataclass(frozen=True)

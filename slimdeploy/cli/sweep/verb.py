@@ -18,7 +18,7 @@ from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import GateError, InputError, requires
 from slimdeploy.files import check_writable, write_text
 from slimdeploy.measure.sweep import DropBy
-from slimdeploy.slim.choices import DEFAULT_IMPACT, Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, Reconstruct
 
 if TYPE_CHECKING:
     from slimdeploy.cli.sweep.run import Sweep, Swept
@@ -44,7 +44,7 @@ def sweep(
     multiple_of: int = 1,
     reconstruct: Reconstruct = "refit",
     images: Count = 192,
-    search_images: Count = 64,
+    search_images: Count = SEARCH_IMAGES,
     ridge: float = 1.0,
     img_size: OptionalCount = None,
     latency: bool = True,
