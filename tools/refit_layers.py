@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from cyclopts import App, Parameter
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from slimdeploy.console import note
 from slimdeploy.files import write_text
 from slimdeploy.forward.ridge import Normal, RidgeOptions
 from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.choices import Strength
 from slimdeploy.slim.model import (
     SlimVit,
     attention_half,
@@ -56,14 +56,12 @@ TRIED: dict[str, tuple[set[str], int]] = {
 
 
 def solve(
-    linear: nn.Linear, pairs: Iterable[tuple[Tensor, Tensor]], weights: Tensor, strength: float
+    linear: nn.Linear, pairs: Iterable[tuple[Tensor, Tensor]], weights: Tensor, strength: Strength
 ) -> None:
     """Ridge regression of a layer in place, on (inputs [B, q, I], wanted outputs [B, q, O])."""
-    normal = Normal(linear.bias is not None)
+    normal = Normal(linear.bias is not None, judged=strength == "auto")
     for inputs, wanted in pairs:
-        missing = (wanted - linear(inputs)).flatten(0, 1).numpy()
-        repeated = np.tile(weights.numpy(), len(inputs))
-        normal.add(inputs.flatten(0, 1).numpy(), missing, repeated)
+        normal.add_images(inputs.numpy(), (wanted - linear(inputs)).numpy(), weights.numpy())
     change, shift = normal.solve(strength)
     linear.weight.data += torch.from_numpy(change.T).float()
     if shift is not None:

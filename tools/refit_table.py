@@ -36,7 +36,10 @@ from tools.accuracy_studies import STUDIES
 app = App(help="The refit's settings, measured.")
 RECORD = Path("docs/bench/refit.json")
 IMAGES = 192
-USUAL = (IMAGES, RidgeOptions().strength, RidgeOptions().read_weight)
+CELLS = "error | divergence | as dense | top-1"
+ABOUT_CELLS = """Error: squared, of what the head reads, as a share of its variance over the images;
+divergence: of the class probabilities from the dense model's, in thousandths of a nat."""
+USUAL = (IMAGES, 1.0, RidgeOptions().read_weight)
 TRIED = (
     *((IMAGES, strength, USUAL[2]) for strength in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)),
     *((IMAGES, USUAL[1], weight) for weight in (1.0, 10.0, 100.0)),
@@ -82,9 +85,22 @@ class Bench:
         """The same, of what was read of the validation images, [n, D]."""
         wanted = self.wanted
         error = (found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
-        with torch.inference_mode():
-            classes = self.model.forward_head(found[:, None]).argmax(1)
+        classes = self._logits(found).argmax(1)
         return {"error": float(error), "top1": float((classes == self.labels).float().mean())}
+
+    def cells(self, slim: Any) -> str:
+        """Cells of a table: `CELLS`, of a slim model on the validation images."""
+        found = read(slim.eval(), self.held)
+        wanted, logits = (self._logits(x).log_softmax(-1) for x in (self.wanted, found))
+        divergence = float((wanted.exp() * (wanted - logits)).sum(-1).mean()) * 1e3
+        same = float((wanted.argmax(1) == logits.argmax(1)).float().mean())
+        error, top1 = self.said(found).values()
+        return f"{error:.4f} | {divergence:.1f} | {same:.1%} | {top1:.1%}"
+
+    @torch.inference_mode()
+    def _logits(self, read: Tensor) -> Tensor:
+        logits: Tensor = self.model.forward_head(read[:, None])
+        return logits
 
 
 @torch.inference_mode()

@@ -28,14 +28,14 @@ from slimdeploy.console import note
 from slimdeploy.counts import counts_for_scoring
 from slimdeploy.dynamic import Dynamic
 from slimdeploy.files import write_text
-from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.dynamic import DynamicVit, fit_predictor
 from slimdeploy.slim.dynamic.model import take_ids
 from slimdeploy.slim.model import attention_half, attention_mix, embed, mlp_half, project, select
 from slimdeploy.slim.refit import token_weights
 from tools.refit_layers import solve
-from tools.refit_table import IMAGES, Bench, read
+from tools.refit_table import ABOUT_CELLS, CELLS, IMAGES, Bench
 
 app = App(help="A token for all that were dropped, measured.")
 PAGE = Path("docs/bench/rest_token.md")
@@ -164,18 +164,6 @@ def refit(state: Calibration, model: RestVit, options: RidgeOptions) -> None:
         stream = [Tokens(mlp_half(block, x), e.ids) for x, e in zip(base, entries, strict=True)]
 
 
-def judged(bench: Bench, model: RestVit) -> str:
-    """Error, divergence in thousandths of a nat, agreement and top-1 on the validation images."""
-    found = read(model.eval(), bench.held)
-    error, top1 = bench.said(found).values()
-    with torch.inference_mode():
-        wanted = bench.model.forward_head(bench.wanted[:, None]).log_softmax(-1)
-        logits = bench.model.forward_head(found[:, None]).log_softmax(-1)
-    divergence = float((wanted.exp() * (wanted - logits)).sum(-1).mean()) * 1e3
-    same = float((wanted.argmax(1) == logits.argmax(1)).float().mean())
-    return f"{error:.4f} | {divergence:.1f} | {same:.1%} | {top1:.1%}"
-
-
 @app.default
 def table(
     *,
@@ -184,7 +172,7 @@ def table(
     output: Path = PAGE,
 ) -> None:
     """Measure every share at every budget and write the page."""
-    lines, options = [], RidgeOptions()
+    lines, options = [], ridge_options(None, by_image=True)
     for name in study:
         bench = Bench.of(name, 1000)
         images = bench.calibration(IMAGES)
@@ -198,7 +186,7 @@ def table(
                 model = RestVit(folded(bench.model), counts, dynamic, share)
                 refit(state, model, options)
                 cell = "none" if share is None else f"{share:g}"
-                lines.append(f"| {name} | {budget:.0%} | {cell} | {judged(bench, model)} |")
+                lines.append(f"| {name} | {budget:.0%} | {cell} | {bench.cells(model)} |")
                 note(lines[-1])
     write_text(output, _page(lines, study))
 
@@ -209,11 +197,9 @@ def _page(lines: Sequence[str], studies: Sequence[str]) -> str:
 Made by `python -m tools.rest_token --study {" ".join(studies)}`: `slim --dynamic predictor`,
 geometric counts, {IMAGES} calibration images, after the refit, in bfloat16, on the 263 validation
 images. "share": how much of the logarithm of its size is added to the rest's logits as a key;
-"none" has no such token, and is what slimdeploy offers. Error: squared, of what the head reads, as
-a share of its variance over the images; divergence: of the class probabilities from the dense
-model's, in thousandths of a nat.
+"none" has no such token, and is what slimdeploy offers. {ABOUT_CELLS}
 
-| model | fewer MACs | share | error | divergence | as dense | top-1 |
+| model | fewer MACs | share | {CELLS} |
 |---|---|---|---|---|---|---|
 {chr(10).join(lines)}
 """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter, Token, validators
+
+from slimdeploy.errors import InputError
+from slimdeploy.slim.choices import Strength
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 """How many of something there must be at least one of."""
@@ -14,3 +18,15 @@ OptionalCount = Annotated[int | None, Parameter(validator=validators.Number(gte=
 
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 """Of random choices; NumPy's generators take none below zero."""
+
+
+def _ridge(_: Any, tokens: Sequence[Token]) -> Strength:
+    text = tokens[0].value
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        raise InputError(f"--ridge {text}: must be a number above 0, or auto") from None
+
+
+Ridge = Annotated[Strength | None, Parameter(converter=_ridge)]
+"""Strength of the refit's ridge; left out, it depends on who chooses the tokens."""

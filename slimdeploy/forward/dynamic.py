@@ -160,7 +160,7 @@ class _Maker:
         """Refit the weights of `slim` in place for its own choices."""
         return refit_graph(
             self.dense, slim, self.blocks, plan.places, self.geometry.head_reads,
-            self.feed(images), self.store, self.request.ridge, told, saved, plan,
+            self.feed(images), self.store, self.request.refit_options, told, saved, plan,
         )  # fmt: skip
 
     def feed(self, images: Array) -> Feed:

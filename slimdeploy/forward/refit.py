@@ -138,7 +138,7 @@ class Refit:
         width: int,
     ) -> tuple[Floats, Floats | None]:
         """How weight and bias change; the layer reads `width` features."""
-        normal = Normal(layer.bias is not None)
+        normal = Normal(layer.bias is not None, judged=self.options.strength == "auto")
         importance = np.where(np.isin(ids, self.reads), self.options.read_weight, 1.0)
         each = np.broadcast_to(ids, (len(target), importance.shape[-1]))
         importance = np.broadcast_to(importance, each.shape)
@@ -148,9 +148,9 @@ class Refit:
                 places = np.arange(rows.start, rows.stop)[:, None]
                 missing = target[places, each[rows]].astype(np.float32) - outputs[end]
                 source = outputs.get(layer.source)
-                inputs = (mine[layer.source][rows] if source is None else source).reshape(-1, width)
-                weights = importance[rows].reshape(-1)
-                normal.add(inputs, missing.reshape(len(inputs), -1), weights)
+                inputs = mine[layer.source][rows] if source is None else source
+                inputs = inputs.reshape(*missing.shape[:2], width)
+                normal.add_images(inputs, missing, importance[rows])
         return normal.solve(self.options.strength)
 
 

@@ -16,7 +16,7 @@ from slimdeploy.forward.anatomy import BlockNames, block_names
 from slimdeploy.forward.choices import ForwardImpact
 from slimdeploy.forward.errors import HeadError, HeadView
 from slimdeploy.forward.refit import refit_graph, transfer
-from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
 from slimdeploy.forward.search import Search, in_order
 from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, slim_graph
@@ -46,6 +46,7 @@ class ForwardRequest:
         impact: what ranks the tokens, on `search_images` of the images, evenly drawn.
         scorer: by which each image chooses its patches instead (`slim_dynamic`).
         reconstruct: solve the layers behind dropped tokens anew, or leave all weights.
+        ridge: how they are solved for; by default as `ridge_options` has it.
         options: how the graph is written.
     """
 
@@ -57,8 +58,13 @@ class ForwardRequest:
     reconstruct: Literal["refit", "none"] = "refit"
     seed: int = 0
     search_images: int = SEARCH_IMAGES
-    ridge: RidgeOptions = field(default_factory=RidgeOptions)
+    ridge: RidgeOptions | None = None
     options: GraphOptions = field(default_factory=GraphOptions)
+
+    @property
+    def refit_options(self) -> RidgeOptions:
+        """How layers are solved for."""
+        return self.ridge or ridge_options(None, by_image=self.scorer is not None)
 
     def __post_init__(self) -> None:
         if self.search_images < 1:
@@ -135,7 +141,7 @@ def slim_forward(
         search = Search(
             model, dense, geometry, blocks, images, min(len(images), request.search_images),
             batch, store, request.mac_reduction, request.multiple_of, request.impact,
-            request.ridge if request.reconstruct == "refit" else None,
+            request.refit_options if request.reconstruct == "refit" else None,
             replace(request.options, optimize=False), request.seed, source, saved,
         )  # fmt: skip
         shape, layers = search.run(request.shape, tell)
@@ -154,7 +160,7 @@ def slim_forward(
             feed = feed_of(dense, images, batch)
             reads = geometry.head_reads
             done = refit_graph(
-                dense, slim.model, blocks, ids, reads, feed, store, request.ridge,
+                dense, slim.model, blocks, ids, reads, feed, store, request.refit_options,
                 lambda block: tell(f"block {block}: refitted"), saved,
             )  # fmt: skip
             notes += done.notes

@@ -8,6 +8,8 @@ ImpactName = Literal[
 DEFAULT_IMPACT: Final = "cover"
 """Of `slim` and `sweep`, from a timm model and from a file."""
 Reconstruct = Literal["refit", "gradient", "none"]
+Strength = float | Literal["auto"]
+"""Of the refit's ridge: a number for all layers, or chosen for each."""
 Exporter = Literal["dynamo", "torchscript"]
 
 SEARCH_IMAGES = 64

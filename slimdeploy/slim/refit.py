@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.ridge import Floats, Normal, RidgeOptions
 from slimdeploy.run_state import RunState
 from slimdeploy.slim.batches import Batches, Held, InMemory, replaced
 from slimdeploy.slim.calibration import Calibration
@@ -37,35 +37,6 @@ from slimdeploy.slim.model import (
 )
 from slimdeploy.slim.types import Vit, VitBlock
 from slimdeploy.store import open_store
-
-
-@dataclass
-class _Normal:
-    """Weighted normal equations of one linear layer, summed over batches, in float64."""
-
-    bias: bool
-    left: Tensor | None = None
-    right: Tensor | None = None
-
-    def add(self, inputs: Tensor, residual: Tensor, weights: Tensor) -> None:
-        """Add inputs [B, q, I] and what is still missing of the target, [B, q, O]."""
-        ones = torch.ones_like(inputs[..., :1])
-        a = (torch.cat([inputs, ones], -1) if self.bias else inputs).flatten(0, 1)
-        weighted = a * weights.repeat(len(inputs))[:, None]
-        left, right = weighted.T @ a, weighted.T @ residual.flatten(0, 1)
-        self.left = left.double() if self.left is None else self.left + left.double()
-        self.right = right.double() if self.right is None else self.right + right.double()
-
-    def solve(self, strength: float) -> Tensor:
-        """Ridge solution [I (+ 1), O]: change of the weight, and of the bias in the last row."""
-        assert self.left is not None
-        assert self.right is not None
-        size = len(self.left) - self.bias
-        penalty = float(self.left.diagonal()[:size].mean() * strength)
-        ridge = torch.full((len(self.left),), penalty, dtype=torch.float64)
-        ridge[size:] = 1e-9 * penalty  # the bias is free
-        return torch.linalg.solve(self.left + torch.diag(ridge), self.right)
-
 
 Rows: TypeAlias = Tensor | Sequence[Tensor | None] | None
 """Kept rows of a block: the same for every batch, or each batch's own."""
@@ -98,16 +69,17 @@ class _Refit:
             The slim stream after attention, with the solved projection, as `hold` holds it.
         """
         block, attn = self.block, self.block.attn
-        normal = _Normal(attn.proj.bias is not None)
+        normal = self._normal(attn.proj)
         mixes, stream = self.hold(), self.hold()
         for x, rows, target in zip(inputs, self.rows, targets, strict=True):
             base, mix = select(x, rows), attention_mix(block, x, rows)
             if not self.solved:
-                normal.add(mix, target - (base + block.ls1(project(attn, mix))), self.weights)
+                missing = target - (base + block.ls1(project(attn, mix)))
+                self._add(normal, mix, missing)
             stream.append(base)
             mixes.append(mix)
         if not self.solved:
-            _apply(block, "ls1", attn.proj, normal.solve(self.options.strength))
+            _apply(block, "ls1", attn.proj, *normal.solve(self.options.strength))
         for index, (base, mix) in enumerate(zip(stream, mixes, strict=True)):
             stream[index] = base + block.ls1(project(attn, mix))
         mixes.release()
@@ -116,15 +88,22 @@ class _Refit:
     def second_layer(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
         """Solve the MLP's second layer towards the dense stream after the block."""
         block, mlp = self.block, self.block.mlp
-        normal = _Normal(mlp.fc2.bias is not None)
+        normal = self._normal(mlp.fc2)
         for x, target in zip(inputs, targets, strict=True):  # targets come as they are read
             if self.solved:
                 continue
             hidden = _mlp_hidden(block, x)
             found = x + block.ls2(mlp.drop2(mlp.fc2(hidden)))
-            normal.add(hidden, target - found, self.weights)
+            self._add(normal, hidden, target - found)
         if not self.solved:
-            _apply(block, "ls2", mlp.fc2, normal.solve(self.options.strength))
+            _apply(block, "ls2", mlp.fc2, *normal.solve(self.options.strength))
+
+    def _normal(self, linear: nn.Linear) -> Normal:
+        return Normal(linear.bias is not None, judged=self.options.strength == "auto")
+
+    def _add(self, normal: Normal, inputs: Tensor, missing: Tensor) -> None:
+        """Add the next batch: inputs [B, q, I] and what is missing of the target, [B, q, O]."""
+        normal.add_images(inputs.numpy(), missing.numpy(), self.weights.numpy())
 
 
 def _mlp_hidden(block: VitBlock, x: Tensor) -> Tensor:
@@ -151,7 +130,9 @@ def _recalled(saved: RunState, name: str, block: VitBlock) -> bool:
     return known is not None
 
 
-def _apply(block: VitBlock, scale: str, linear: nn.Linear, change: Tensor) -> None:
+def _apply(
+    block: VitBlock, scale: str, linear: nn.Linear, change: Floats, shift: Floats | None
+) -> None:
     """Add a solved change to a linear layer, folding the LayerScale behind it into the weight."""
     gamma = getattr(getattr(block, scale), "gamma", None)
     if gamma is not None:
@@ -159,10 +140,9 @@ def _apply(block: VitBlock, scale: str, linear: nn.Linear, change: Tensor) -> No
         if linear.bias is not None:
             linear.bias.data.mul_(gamma)
         gamma.data.fill_(1.0)
-    size = linear.in_features
-    linear.weight.data += change[:size].T.to(linear.weight.dtype)
-    if linear.bias is not None:
-        linear.bias.data += change[size].to(linear.weight.dtype)
+    linear.weight.data += torch.from_numpy(change.T).to(linear.weight.dtype)
+    if shift is not None:
+        linear.bias.data += torch.from_numpy(shift).to(linear.weight.dtype)
 
 
 @torch.no_grad()

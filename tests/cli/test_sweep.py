@@ -172,7 +172,7 @@ def test_a_folder_of_other_settings_is_refused(
     out = dense.with_name("out")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     line = fails(capsys, *words(dense, photographs, *budgets, "--ridge", "2"))
-    assert "settings.json: ridge: this folder's sweep was made with 1.0, now it is 2.0" in line
+    assert 'ridge: this folder\'s sweep was made with "default", now it is 2.0' in line
     line = fails(capsys, *words(dense, photographs, *budgets, "--split", "train"))
     assert "test_images: this folder's sweep was made with" in line
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before

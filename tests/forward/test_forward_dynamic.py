@@ -11,6 +11,7 @@ from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError
 from slimdeploy.forward.dynamic import require_single_reads, slim_dynamic
 from slimdeploy.forward.predictor import fit_predictor
+from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, steps
 from slimdeploy.graph import GraphOptions
 from slimdeploy.run_state import RunState
@@ -20,8 +21,10 @@ from slimdeploy.store import open_store
 from tests.conftest import geometry
 from tests.forward.models import Case, relative
 from tests.graph.exports import run
+from tests.slim.test_refit import pictures
 
 BUDGET = 0.3
+FIXED = RidgeOptions()  # `auto` finds that nothing helps on images that are noise
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def case() -> Case:
 
 
 def made(case: Case, scorer: Scorer = "predictor", **more: Any) -> ForwardSlim:
-    request = ForwardRequest(mac_reduction=BUDGET, scorer=scorer, **more)
+    request = ForwardRequest(mac_reduction=BUDGET, scorer=scorer, **{"ridge": FIXED, **more})
     lines: list[str] = []
     found = slim_dynamic(
         case.model, case.geometry, case.images, request, held_out=case.images[:4],
@@ -43,7 +46,10 @@ def made(case: Case, scorer: Scorer = "predictor", **more: Any) -> ForwardSlim:
 def by_torch(case: Case, scorer: Scorer = "predictor", **more: Any) -> tuple[Any, Any]:
     """What the PyTorch path finds, and the model that it makes."""
     found = dynamic_model(
-        case.torch, case.geometry, case.tensor, DynamicRequest(scorer, BUDGET, **more)
+        case.torch,
+        case.geometry,
+        case.tensor,
+        DynamicRequest(scorer, BUDGET, **{"refit": FIXED, **more}),
     )
     schedule = KeepSchedule(
         model=case.geometry,
@@ -91,6 +97,20 @@ def test_the_refit_brings_it_nearer_and_is_left_out_if_so_asked(case: Case) -> N
     _, reference = by_torch(case, refit=None)
     with torch.no_grad():
         assert relative(run(other.model, case.images), reference(case.tensor)) < 1e-3
+
+
+def test_strengths_of_the_refit_are_chosen_as_the_pytorch_path_chooses_them() -> None:
+    smooth = pictures(96, 0).numpy()
+    case = Case("plain", "dynamo23", smooth)
+    result = made(case, ridge=None)
+    _, reference = by_torch(case, refit=ridge_options(None, by_image=True))
+    _, untouched = by_torch(case, refit=None)
+    _, fixed = by_torch(case)
+    with torch.no_grad():
+        outputs = reference(case.tensor)
+        others = [untouched(case.tensor), fixed(case.tensor)]
+    assert relative(run(result.model, smooth), outputs) < 2e-3
+    assert min(relative(other, outputs) for other in others) > 0.01
 
 
 def test_options_and_the_shape_that_comes_closest(case: Case) -> None:

@@ -13,7 +13,7 @@ from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.slim.batches import Batches, replaced
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import SlimVit
-from slimdeploy.slim.refit import _Normal, refit_model
+from slimdeploy.slim.refit import refit_model
 from slimdeploy.slim.timm_models import describe
 from slimdeploy.store import open_store
 
@@ -67,24 +67,6 @@ def test_a_strong_prior_keeps_the_old_function(make_vit: Callable[..., Any]) -> 
     gamma = dense.blocks[1].ls2.gamma
     assert torch.allclose(weight, dense.blocks[1].mlp.fc2.weight * gamma[:, None], atol=1e-5)
     assert torch.equal(result.blocks[1].ls2.gamma, torch.ones(48)), "LayerScale is folded"
-
-
-def test_normal_equations_are_weighted_ridge_regression() -> None:
-    torch.manual_seed(0)
-    inputs, target = torch.randn(5, 4, 3), torch.randn(5, 4, 2)
-    weights = torch.tensor([30.0, 1.0, 1.0, 2.0])
-    normal = _Normal(bias=True)
-    for part in (slice(0, 2), slice(2, 5)):
-        normal.add(inputs[part], target[part], weights)
-    found = normal.solve(0.7)
-    a = torch.cat([inputs, torch.ones(5, 4, 1)], -1).reshape(20, 4).double()
-    w = torch.diag(weights.repeat(5)).double()
-    left = a.T @ w @ a
-    ridge = (
-        torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])).double() * 0.7 * left.diagonal()[:3].mean()
-    )
-    wanted = torch.linalg.solve(left + ridge, a.T @ w @ target.reshape(20, 2).double())
-    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_layers_without_a_bias_get_none(make_vit: Callable[..., Any]) -> None:

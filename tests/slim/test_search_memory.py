@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from slimdeploy.forward.ridge import Normal
 from slimdeploy.slim.calibration import Calibration, fitting_batch
 from slimdeploy.slim.choices import ImpactName
 from slimdeploy.slim.impact import make_impact
-from slimdeploy.slim.refit import _Normal, refit_model
+from slimdeploy.slim.refit import refit_model
 from slimdeploy.slim.timm_models import describe
 
 pytestmark = pytest.mark.forks
@@ -84,9 +85,9 @@ def test_a_refits_memory_does_not_grow_with_images(
     dense = make_vit()
     keep = [list(range(17)), list(range(0, 17, 2)), [0, 8], [0]]
     seen: list[int] = []
-    solve = _Normal.solve
+    solve = Normal.solve
     # While a layer is solved for, everything that it holds is there.
-    monkeypatch.setattr(_Normal, "solve", lambda *a: (seen.append(anonymous()), solve(*a))[1])
+    monkeypatch.setattr(Normal, "solve", lambda *a: (seen.append(anonymous()), solve(*a))[1])
     peak = {}
     for count in (few, few, many):  # the first is warming up
         seen.clear()

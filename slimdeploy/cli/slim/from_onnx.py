@@ -24,12 +24,12 @@ from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.forward.choices import require_forward
-from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.ridge import ridge_options
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.manifest import manifest_path
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.run_state import RunState, settings_of, work_folder
-from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, Reconstruct
+from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, Reconstruct, Strength
 
 if TYPE_CHECKING:
     from slimdeploy.forward.slimming import ForwardRequest, ForwardSlim, Progress
@@ -53,7 +53,7 @@ class OnnxSlim:
     reconstruct: Reconstruct
     images: int
     search_images: int
-    ridge: float
+    ridge: Strength | None
     seed: int
     file: FileFlags
     dynamic: Scorer | None = None
@@ -81,7 +81,7 @@ class OnnxSlim:
             reconstruct=self.reconstruct,
             seed=self.seed,
             search_images=self.search_images,
-            ridge=RidgeOptions(strength=self.ridge),
+            ridge=ridge_options(self.ridge, self.dynamic is not None),
             options=GraphOptions(
                 self.file.select, self.file.optimize, pool_kept=self.file.pool_kept
             ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from slimdeploy.cli.common import show, summary, summary_table
-from slimdeploy.cli.numbers import Count, OptionalCount, Seed
+from slimdeploy.cli.numbers import Count, OptionalCount, Ridge, Seed
 from slimdeploy.cli.slim.flags import FileFlags, refuse
 from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.counts import ShapeChoice
@@ -39,7 +39,7 @@ def slim(
     images: Count = 192,
     search_images: Count = SEARCH_IMAGES,
     step: int | None = None,
-    ridge: float = 1.0,
+    ridge: Ridge = None,
     seed: Seed = 0,
     img_size: OptionalCount = None,
     output: Path | None = None,
@@ -78,7 +78,8 @@ def slim(
             drawn for eight of them, which measures the result).
         search_images: how many of them the search looks at.
         step: with a tolerance, tokens added per candidate (the paper's r'; default 10).
-        ridge: strength of the refit's ridge, in mean diagonals of its normal matrix.
+        ridge: strength of the refit's ridge, in mean diagonals of its normal matrix, or `auto`:
+            chosen for each layer, on every fourth image (default: 1; with --dynamic, auto).
         seed: of every random choice.
         img_size: the model's input size in pixels, if not its own.
         output: the keep schedule to write (sched.json); with --onnx, the slim file (slim.onnx).
@@ -98,14 +99,14 @@ def slim(
         slim_file(onnx, wanted, output or Path("slim.onnx"), output_checkpoint, json)
         return
     with requires("train"):
-        from slimdeploy.forward.ridge import RidgeOptions
+        from slimdeploy.forward.ridge import ridge_options
         from slimdeploy.slim import timm_models  # noqa: F401
         from slimdeploy.slim.pipeline import SlimRequest
 
     request = SlimRequest(
         mac_reduction=mac_reduction, tolerance=tolerance, shape=shape, multiple_of=multiple_of,
         impact=impact or DEFAULT_IMPACT, reconstruct=reconstruct, step=10 if step is None else step,
-        seed=seed, search_images=search_images, refit=RidgeOptions(strength=ridge),
+        seed=seed, search_images=search_images, refit=ridge_options(ridge, dynamic is not None),
     )  # fmt: skip
     flags = _TimmFlags(str(model), checkpoint, data_dir, split, images, img_size)
     dynamic_flags = (dynamic, impact, step)

@@ -95,7 +95,7 @@ class TimmSource:
         return Made(slim, schedule, parity.relative, files)
 
     def _search(self, point: Point, path: Path, weights: Path) -> KeepSchedule:
-        from slimdeploy.forward.ridge import RidgeOptions
+        from slimdeploy.forward.ridge import ridge_options
         from slimdeploy.slim.pipeline import SlimRequest
 
         c, scorer = self.calibration, scorer_named(point.impact)
@@ -107,7 +107,7 @@ class TimmSource:
             reconstruct=c.reconstruct,
             seed=point.seed,
             search_images=SEARCH_IMAGES if scorer else c.search_images,
-            refit=RidgeOptions(strength=c.ridge),
+            refit=ridge_options(c.ridge, scorer is not None),
         )
         sample = draw_images(c.data_dir, c.split, c.images, point.seed)
         source = TimmModel(self.name, self.checkpoint, self._kwargs, sample, path, weights)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import InputError, one_line
 from slimdeploy.files import check_writable, read_bytes, write_text
-from slimdeploy.slim.choices import Reconstruct
+from slimdeploy.slim.choices import Reconstruct, Strength
 
 T = TypeVar("T", int, float, str)
 
@@ -46,7 +46,7 @@ class Calibration:
     reconstruct: Reconstruct
     images: int
     search_images: int
-    ridge: float
+    ridge: Strength | None
 
     def to_json(self) -> dict[str, Any]:
         """What a point depends on; the images themselves are told apart by their digest."""
@@ -56,7 +56,7 @@ class Calibration:
             "reconstruct": self.reconstruct,
             "images": self.images,
             "search_images": self.search_images,
-            "ridge": self.ridge,
+            "ridge": self.ridge or "default",
         }
 
 

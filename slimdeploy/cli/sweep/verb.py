@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, open_images, show
-from slimdeploy.cli.numbers import Count, OptionalCount
+from slimdeploy.cli.numbers import Count, OptionalCount, Ridge
 from slimdeploy.cli.slim.flags import FileFlags, refuse
 from slimdeploy.cli.sweep.points import Calibration, Timing, listed, open_folder, points_of
 from slimdeploy.console import note
@@ -45,7 +45,7 @@ def sweep(
     reconstruct: Reconstruct = "refit",
     images: Count = 192,
     search_images: Count = SEARCH_IMAGES,
-    ridge: float = 1.0,
+    ridge: Ridge = None,
     img_size: OptionalCount = None,
     latency: bool = True,
     batch_size: str = "1",
@@ -82,7 +82,7 @@ def sweep(
         reconstruct: how the rest recovers, as in `slim`.
         images: calibration images to draw for each seed.
         search_images: how many of them the search looks at.
-        ridge: strength of the refit's ridge.
+        ridge: strength of the refit's ridge, or `auto`, as `slim` takes it.
         img_size: the input size of --model in pixels, if not its own.
         latency: time dense and slim in turn; --no-latency leaves it out.
         batch_size: images a call when timing; several with commas.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_scoring
 from slimdeploy.dynamic import Dynamic, Scorer
-from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.positions import most_chosen
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
@@ -37,7 +37,7 @@ class DynamicRequest:
     mac_reduction: float
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
-    refit: RidgeOptions | None = field(default_factory=RidgeOptions)
+    refit: RidgeOptions | None = field(default_factory=lambda: ridge_options(None, True))
 
     def counts(self, geometry: ModelGeometry, shape: Shape) -> list[int]:
         """Tokens kept per layer for the budget, scoring within it."""

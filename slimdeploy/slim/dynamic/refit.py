@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from slimdeploy.forward.ridge import RidgeOptions
+from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.run_state import RunState
 from slimdeploy.slim.batches import Held
 from slimdeploy.slim.calibration import Calibration
@@ -31,7 +31,7 @@ def refit_dynamic(
     Raises:
         InputError: if neither memory nor the disk has room for the activations.
     """
-    options = options or RidgeOptions()
+    options = options or ridge_options(None, True)
     ids = [torch.arange(state.tokens).expand(len(x), -1) for x in state.batches()]
 
     def kept(index: int, stream: Held) -> Kept:
