@@ -95,7 +95,9 @@ def _page(lines: Sequence[str], studies: Sequence[str]) -> str:
 
 Made by `python -m tools.refit_strength --study {" ".join(studies)}`: geometric counts, {IMAGES}
 calibration images, seed 0, in bfloat16, on the 263 validation images. `auto`: for each layer the
-best of seven strengths on every fourth calibration image, or no change. {ABOUT_CELLS}
+best of seven strengths on every fourth calibration image, or no change.
+
+{ABOUT_CELLS}
 
 | model | fewer MACs | chosen by | strength | {CELLS} |
 |---|---|---|---|---|---|---|---|

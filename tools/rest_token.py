@@ -197,7 +197,9 @@ def _page(lines: Sequence[str], studies: Sequence[str]) -> str:
 Made by `python -m tools.rest_token --study {" ".join(studies)}`: `slim --dynamic predictor`,
 geometric counts, {IMAGES} calibration images, after the refit, in bfloat16, on the 263 validation
 images. "share": how much of the logarithm of its size is added to the rest's logits as a key;
-"none" has no such token, and is what slimdeploy offers. {ABOUT_CELLS}
+"none" has no such token, and is what slimdeploy offers.
+
+{ABOUT_CELLS}
 
 | model | fewer MACs | share | {CELLS} |
 |---|---|---|---|---|---|---|

@@ -1,10 +1,10 @@
 """Ridge regression with the old weights as the prior, summed batch by batch.
 
-How strong the prior is to be depends on the layer: early ones, of which few tokens are gone and
-which see many, want it a hundred times weaker than late ones, which are solved for the few tokens
-that are left (`docs/bench/refit_strength.md`). So it can be chosen layer by layer: the regression
-is solved on three of four images for each strength, and judged on the fourth. That takes no second
-pass: the squared error on the images held out is a quadratic form of their own normal equations.
+How strong the prior is to be depends on the layer, and on who chooses the tokens: positions that
+are the same for all images want it strong, choices by image ten times weaker and more
+(`docs/bench/refit_strength.md`). So it can be chosen layer by layer: the regression is solved on
+three of four images for each strength, and judged on the fourth. That takes no second pass: the
+squared error on the images held out is a quadratic form of their own normal equations.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RidgeOptions:
 def ridge_options(asked: Strength | None, by_image: bool) -> RidgeOptions:
     """The strength asked for; by default 1, and `auto` where each image chooses its tokens.
 
-    Measured: positions that are the same for all images gain nothing by `auto`.
+    Measured: where all images keep the same positions, 1 is as good.
     """
     return RidgeOptions(("auto" if by_image else 1.0) if asked is None else asked)
 
