@@ -211,8 +211,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "model, and to what `slim --model` made from the same images, both computed by torch as "
         "said (the files by ONNX Runtime in float32); same tokens: kept by both, of those kept by "
         "either (by the predictor: most often). Time of the whole command; above the number of "
-        "cores in the load, others took part of them. The predictor's rows on the ViT-S are of the "
-        "time when its refit had `--ridge 1`. Made by `python -m tools.file_accuracy`.",
+        "cores in the load, others took part of them. The predictor's rows of Hugging Face's "
+        "export are of the time when its refit had `--ridge 1`. Made by `python -m "
+        "tools.file_accuracy`.",
         "",
         "| model | fewer MACs | chosen by | exported by | images | test images | top-1 | to dense "
         "| to `slim --model` | torch in | same class | same tokens | seconds | CPU seconds | peak "
