@@ -23,9 +23,12 @@ Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 def _ridge(_: Any, tokens: Sequence[Token]) -> Strength:
     text = tokens[0].value
     try:
-        return "auto" if text == "auto" else float(text)
+        strength: Strength = "auto" if text == "auto" else float(text)
     except ValueError:
         raise InputError(f"--ridge {text}: must be a number above 0, or auto") from None
+    if strength != "auto" and not strength > 0:
+        raise InputError(f"--ridge {strength}: must be above 0")
+    return strength
 
 
 Ridge = Annotated[Strength | None, Parameter(converter=_ridge)]

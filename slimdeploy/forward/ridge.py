@@ -27,7 +27,7 @@ FEW = 1.0
 """The strength of `auto` where no image can be held out."""
 
 _HELD_OUT = 4
-"""Every so-manieth image is held out."""
+"""One image of so many is held out."""
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,10 @@ WRONG = [
     (["--mac-reduction", "0.3", *PIXELS, "--model", "test_vit"], "--model: does not go with"),
     (["--tolerance", "0.1"], "--tolerance: does not go with --onnx"),
     (["--mac-reduction", "0.3", *PIXELS, "--ridge", "0"], "--ridge 0.0: must be above 0"),
+    (
+        ["--mac-reduction", "0.3", *PIXELS, "--ridge", "weak"],
+        "--ridge weak: must be a number above 0, or auto",
+    ),
     (["--mac-reduction", "0.3", *PIXELS, "--images", "0"], "for --images. Must be >= 1"),
     (
         ["--mac-reduction", "0.3", *PIXELS, "--search-images", "0"],

@@ -173,6 +173,8 @@ def test_a_folder_of_other_settings_is_refused(
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     line = fails(capsys, *words(dense, photographs, *budgets, "--ridge", "2"))
     assert 'ridge: this folder\'s sweep was made with "default", now it is 2.0' in line
+    line = fails(capsys, *words(dense, photographs, *budgets, "--ridge", "0"))
+    assert "--ridge 0.0: must be above 0" in line
     line = fails(capsys, *words(dense, photographs, *budgets, "--split", "train"))
     assert "test_images: this folder's sweep was made with" in line
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before

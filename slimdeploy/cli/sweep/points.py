@@ -56,7 +56,7 @@ class Calibration:
             "reconstruct": self.reconstruct,
             "images": self.images,
             "search_images": self.search_images,
-            "ridge": self.ridge or "default",
+            "ridge": "default" if self.ridge is None else self.ridge,
         }
 
 
