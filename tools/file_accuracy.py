@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal
@@ -36,7 +37,9 @@ from slimdeploy.slim.timm_models import load_model
 from tools.accuracy_bench import WORK as ACCURACY
 from tools.accuracy_bench import Bench
 from tools.accuracy_studies import STUDIES
+from tools.file_page import page
 from tools.hf_dinov2 import from_timm
+from tools.hits import packed
 
 app = App(help="Slimming files of two exporters, measured.")
 By = Literal["timm", "hugging-face"]
@@ -68,15 +71,16 @@ def _export(model: torch.nn.Module, size: int, path: Path) -> None:
 
 
 def slimmed(
-    bench: Bench, by: By, chosen: Chosen, reduction: float, images: int
+    bench: Bench, by: By, chosen: Chosen, reduction: float, images: int, seed: int
 ) -> tuple[Path, dict[str, Any]]:
     """The slim file, and what its making took."""
-    path = WORK / bench.name / f"{by}-{chosen}-{round(100 * reduction)}-{images}.onnx"
+    path = WORK / bench.name / f"{by}-{chosen}-{round(100 * reduction)}-{seed}-{images}.onnx"
     spent = path.with_suffix(".seconds")
     if not (path.is_file() and spent.is_file()):
         mean, std = bench.preprocessing.mean, bench.preprocessing.std
         words = ["slim", "--onnx", str(dense_file(bench, by)), "--data-dir", str(bench.study.data)]
         words += ["--split", "train", "--images", str(images), "--mac-reduction", str(reduction)]
+        words += ["--seed", str(seed)]
         words += ["--mean", *map(str, mean), "--std", *map(str, std), "--output", str(path)]
         words += ["--dynamic", "predictor"] if chosen == "predictor" else []
         write_text(spent, json.dumps(measured(words)))
@@ -150,6 +154,7 @@ def table(
     by: Annotated[list[By], Parameter(consume_multiple=True)],
     chosen_by: Chosen = "cover",
     images: int = 192,
+    seed: Annotated[list[int], Parameter(consume_multiple=True)] = [0],  # noqa: B006
     test_images: int = 2000,
     amp_dtype: AmpDtype = "bfloat16",
 ) -> None:
@@ -157,13 +162,15 @@ def table(
 
     Args:
         chosen_by: what ranks the tokens; predictor is --dynamic, a choice per image.
+        seed: which training images the search and the refit see.
+        amp_dtype: what torch computes in, the dense model and the slim one.
     """
     bench = Bench(study, STUDIES[study], test_images, amp_dtype)
-    for reduction in mac_reduction:
-        name = f"{chosen_by}-geometric-{round(100 * reduction)}-0-{images}"
+    for reduction, drawn in product(mac_reduction, seed):
+        name = f"{chosen_by}-geometric-{round(100 * reduction)}-{drawn}-{images}"
         torch_side = torch_classes(bench, name)
         for exporter in by:
-            path, spent = slimmed(bench, exporter, chosen_by, reduction, images)
+            path, spent = slimmed(bench, exporter, chosen_by, reduction, images, drawn)
             ours, theirs = path.with_suffix(".json"), ACCURACY / study / f"{name}.json"
             found = classes(bench, path)
             _record(
@@ -173,6 +180,7 @@ def table(
                     "by": exporter,
                     "chosen_by": chosen_by,
                     "fitted": images,
+                    "seed": drawn,
                     "images": len(bench.test),
                     "torch_in": amp_dtype,
                     "top1": float((found == bench.labels).mean()),
@@ -180,6 +188,8 @@ def table(
                     "to_torch": difference(found, torch_side, bench.labels),
                     "same_class_as_torch": float((found == torch_side).mean()),
                     "same_tokens": same_tokens(ours, theirs),
+                    "right": packed(found == bench.labels),
+                    "dense_right": packed(bench.dense == bench.labels),
                     **spent,
                 }
             )
@@ -194,43 +204,9 @@ def _record(row: dict[str, Any]) -> None:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("study", "chosen_by", "mac_reduction", "fitted", "by"))
-
-
-def page(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "# Slimming ONNX files by forward passes alone",
-        "",
-        "`slim --onnx` on models of [the accuracy table](accuracy.md): Fashion-MNIST's DINOv2 "
-        "ViT-S/14 at 196 x 196 and that of the solar cells at 224 x 224, as timm's modules and as "
-        "Hugging Face's export them, and the demo's ViT-Ti; geometric counts, search and refit on "
-        "so many unlabelled images. Chosen by `cover`, which is static, or image by image by "
-        "`--dynamic predictor`. "
-        "Differences of top-1 in points with 95 % intervals (paired bootstrap): to the dense "
-        "model, and to what `slim --model` made from the same images, both computed by torch as "
-        "said (the files by ONNX Runtime in float32); same tokens: kept by both, of those kept by "
-        "either (by the predictor: most often). Time of the whole command; above the number of "
-        "cores in the load, others took part of them. The predictor's rows of Hugging Face's "
-        "export are of the time when its refit had `--ridge 1`. Made by `python -m "
-        "tools.file_accuracy`.",
-        "",
-        "| model | fewer MACs | chosen by | exported by | images | test images | top-1 | to dense "
-        "| to `slim --model` | torch in | same class | same tokens | seconds | CPU seconds | peak "
-        "MB | cores | load |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [
-            row["study"], f"{row['mac_reduction']:.0%}", row["chosen_by"], row["by"], row["fitted"],
-            row["images"],
-            f"{row['top1']:.2%}",
-            *("{:+.2f} ({:+.2f} to {:+.2f})".format(*row[k]) for k in ("to_dense", "to_torch")),
-            row["torch_in"], f"{row['same_class_as_torch']:.2%}", f"{row['same_tokens']:.2%}",
-            *(row[k] for k in ("seconds", "cpu_seconds", "peak_mb", "cores", "load")),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return tuple(
+        row[name] for name in ("study", "chosen_by", "mac_reduction", "fitted", "by", "seed")
+    )
 
 
 if __name__ == "__main__":
