@@ -89,22 +89,7 @@ def counts_for_budget(
     if shape not in get_args(Shape):
         raise InputError(f"--shape {shape}: not one of {', '.join(get_args(Shape))}")
 
-    def saved(r: float) -> float:
-        return mac_reduction(model, counts_of_shape(model, shape, r, multiple_of))
-
-    if saved(0.0) < mac_reduction_wanted:
-        rounded = f" that are multiples of {multiple_of}" * (multiple_of > 1)
-        raise InputError(
-            f"--mac-reduction {mac_reduction_wanted}: {shape} counts{rounded} reach at most "
-            f"{math.floor(saved(0.0) * 1000) / 1000} on {model.name}"
-        )
-    low, high = 0.0, 1.0
-    if saved(high) >= mac_reduction_wanted:
-        return counts_of_shape(model, shape, high, multiple_of)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if saved(middle) >= mac_reduction_wanted else (low, middle)
-    return counts_of_shape(model, shape, low, multiple_of)
+    return _mildest(model, mac_reduction_wanted, 0.0, shape, multiple_of)
 
 
 def counts_for_scoring(
@@ -117,7 +102,31 @@ def counts_for_scoring(
     """
     counts_for_budget(model, mac_reduction_wanted, shape, multiple_of)  # refuses what was asked for
     scoring = (model.depth - 1) * model.tokens * model.width / dense_macs(model).total
-    return counts_for_budget(model, mac_reduction_wanted + scoring, shape, multiple_of)
+    return _mildest(model, mac_reduction_wanted, scoring, shape, multiple_of)
+
+
+def _mildest(
+    model: ModelGeometry, wanted: float, spent: float, shape: Shape, multiple_of: int
+) -> list[int]:
+    """The mildest counts that save the wanted share of MACs, and what is spent beside them."""
+
+    def saved(r: float) -> float:
+        return mac_reduction(model, counts_of_shape(model, shape, r, multiple_of)) - spent
+
+    if saved(0.0) < wanted:
+        rounded = f" that are multiples of {multiple_of}" * (multiple_of > 1)
+        scored = f", less {spent:.2g} for scoring the patches," * (spent > 0)
+        raise InputError(
+            f"--mac-reduction {wanted}: {shape} counts{rounded}{scored} reach at most "
+            f"{math.floor(saved(0.0) * 1000) / 1000} on {model.name}"
+        )
+    low, high = 0.0, 1.0
+    if saved(high) >= wanted:
+        return counts_of_shape(model, shape, high, multiple_of)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if saved(middle) >= wanted else (low, middle)
+    return counts_of_shape(model, shape, low, multiple_of)
 
 
 TRIED: tuple[Shape, ...] = ("geometric", "early", "earlier")

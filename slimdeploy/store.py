@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,6 +50,13 @@ class Store:
             path.unlink()  # nothing is left, whatever ends the process: the array keeps the pages
         self._on_disk.add(id(array))
         return array
+
+    def copy(self, array: Array, rows: Sequence[int]) -> Array:
+        """Some rows of an array, copied one by one."""
+        found = self.new((len(rows), *array.shape[1:]), array.dtype)
+        for place, row in enumerate(rows):
+            found[place] = array[row]
+        return found
 
     def release(self, *arrays: Array | None) -> None:
         """Give back what `new` handed out; the arrays must not be used any more."""

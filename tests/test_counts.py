@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.counts import Shape, counts_for_budget, counts_for_scoring, counts_of_shape
 from slimdeploy.errors import InputError
-from slimdeploy.macs import mac_reduction
+from slimdeploy.macs import dense_macs, mac_reduction
 from slimdeploy.positions import Positions, keep_by_rank, rank_positions
 from slimdeploy.schedule import token_problem
 from tests.conftest import geometry
@@ -47,6 +47,19 @@ def test_the_counts_of_the_reference_table() -> None:
 def test_a_budget_out_of_reach_is_refused(wanted: float) -> None:
     with pytest.raises(InputError, match=f"--mac-reduction {wanted}: "):
         counts_for_budget(deit(192), wanted, "linear")
+
+
+def test_scoring_the_patches_is_within_the_budget() -> None:
+    model = deit(192)
+    counts = counts_for_scoring(model, 0.46, "geometric")
+    scoring = (model.depth - 1) * model.tokens * model.width / dense_macs(model).total
+    assert 0.46 + scoring <= mac_reduction(model, counts) < 0.48
+    most = mac_reduction(model, counts_of_shape(model, "step", 0.0, 1))
+    assert len(counts_for_budget(model, most, "step")) == model.depth
+    with pytest.raises(
+        InputError, match=rf"--mac-reduction {most}: step counts, less \S+ for scoring"
+    ):
+        counts_for_scoring(model, most, "step")
 
 
 @pytest.mark.parametrize("multiple_of", [0, -8])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import check_weights_safe, open_images, show
-from slimdeploy.cli.numbers import Count, OptionalCount
+from slimdeploy.cli.numbers import Count, Limit, OptionalCount
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
@@ -26,7 +26,7 @@ def evaluate(
     split: str | None = None,
     dense: Path | None = None,
     batch_size: Count = 32,
-    max_top1_drop: float | None = None,
+    max_top1_drop: Limit = None,
     threads: OptionalCount = None,
     predictions: Path | None = None,
     provider: Provider = "cpu",
@@ -45,7 +45,7 @@ def evaluate(
         dense: the dense model's file, to compare with image by image. Where none is recorded for
             it, its images go through the same preprocessing.
         batch_size: images a call.
-        max_top1_drop: fail (exit 1) if top-1 is more points below the dense model's, as 0.5.
+        max_top1_drop: fail (exit 1) if top-1 is more points below that of --dense, as 0.5.
         threads: of the runtime (default: its own choice).
         predictions: write every image's label and logits to this file, .npz or .csv.
         provider: what ONNX Runtime runs .onnx files on, with no fallback to another.
@@ -53,7 +53,10 @@ def evaluate(
     """
     from slimdeploy.measure.accuracy import compare_accuracy
     from slimdeploy.measure.predictions import check_predictions, write_predictions
+    from slimdeploy.measure.stats import points_lost
 
+    if max_top1_drop is not None and dense is None:
+        raise InputError("--max-top1-drop: give --dense, the model it is measured against")
     models = [path for path in (artifact, dense) if path is not None]
     for path in models:
         if not path.is_file():
@@ -79,7 +82,7 @@ def evaluate(
     sides = {"dense": reference.to_json(), "slim": found.to_json()}
     table = accuracy_table(reference, found, compared)
     show({**sides, "comparison": compared.to_json()}, table, json)
-    drop = -100 * compared.difference
+    drop = points_lost(compared.difference)
     if max_top1_drop is not None and drop > max_top1_drop:
         raise GateError(
             f"{artifact}: top-1 is {drop:.2f} points below {dense}, allowed {max_top1_drop}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -18,6 +19,15 @@ OptionalCount = Annotated[int | None, Parameter(validator=validators.Number(gte=
 
 Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
 """Of random choices; NumPy's generators take none below zero."""
+
+
+def _not_nan(_: Any, value: float | None) -> None:
+    if value is not None and math.isnan(value):
+        raise ValueError("Must be a number.")
+
+
+Limit = Annotated[float | None, Parameter(validator=_not_nan)]
+"""What a gate allows; left out, there is no gate. NaN would let everything pass."""
 
 
 def _ridge(_: Any, tokens: Sequence[Token]) -> Strength:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import (
@@ -15,12 +19,12 @@ from slimdeploy.cli.common import (
     weights_file,
 )
 from slimdeploy.cli.numbers import OptionalCount, Seed
-from slimdeploy.cli.preprocessing import given_preprocessing
+from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.positions import Positions, keep_by_rank, rank_positions
-from slimdeploy.preprocessing import Interpolation, Preprocessing
+from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, Layer, ModelGeometry, Provenance
 
 
@@ -38,10 +42,7 @@ def plan(
     outputs: tuple[str, ...] = (),
     num_classes: OptionalCount = None,
     img_size: OptionalCount = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
-    interpolation: Interpolation | None = None,
-    crop_pct: float | None = None,
+    pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
     output: Path = Path("sched.json"),
     json: bool = False,
 ) -> None:
@@ -59,15 +60,9 @@ def plan(
         seed: of random positions.
         pool_kept: let a head that pools over all tokens pool over the kept ones (with --onnx).
         outputs: outputs of the ONNX file to keep, where it has more than the one that is wanted
-            (with --onnx, as the next four).
+            (with --onnx, as --mean and the three beside it).
         num_classes: classes of the head, if not the model's own (with --model).
         img_size: the model's input size in pixels, if not its own (with --model).
-        mean: what an ONNX file's images are normalised by, to be recorded: 0.485 0.456 0.406
-            (default: what its manifest records, if it has one).
-        std: likewise: 0.229 0.224 0.225.
-        interpolation: how its images are resized (default: bicubic).
-        crop_pct: the share of the resized image's shorter edge that the central crop keeps
-            (default: 1).
         output: the keep schedule to write.
         json: print the result as JSON.
     """
@@ -78,17 +73,13 @@ def plan(
             "--model, not with --onnx",
             model=model, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size,
         )  # fmt: skip
-        if mean is None and std is None:
-            _goes_with("--mean and --std", interpolation=interpolation, crop_pct=crop_pct)
+        pixels.check()
         geometry, preprocessing = _of_file(onnx, separated(outputs))
-        crop = 1.0 if crop_pct is None else crop_pct
-        size, resized = geometry.input_size, interpolation or "bicubic"
-        preprocessing = given_preprocessing(size, mean, std, resized, crop) or preprocessing
+        preprocessing = pixels.stated(geometry.input_size) or preprocessing
     elif model is not None:
         _goes_with(
             "--onnx, not with --model",
-            pool_kept=pool_kept or None, outputs=outputs or None, mean=mean, std=std,
-            interpolation=interpolation, crop_pct=crop_pct,
+            pool_kept=pool_kept or None, outputs=outputs or None, **asdict(pixels),
         )  # fmt: skip
         geometry, preprocessing = _of_timm(model, checkpoint, num_classes, img_size)
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import show
-from slimdeploy.cli.numbers import Count, Seed
+from slimdeploy.cli.numbers import Count, Limit, Seed
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
@@ -26,7 +26,7 @@ def profile(
     min_seconds: float = 0.0,
     warmup: int = 5,
     seed: Seed = 0,
-    min_speedup: float | None = None,
+    min_speedup: Limit = None,
     provider: Provider = "cpu",
     json: bool = False,
 ) -> None:

@@ -5,12 +5,13 @@ ONNX Runtime over calibration images.
 
 Code map:
     slimming        the whole of it as one function: dense graph and images in, slim graph out
-    choose          which tokens each layer keeps, last layer first
-    impact, cover   what ranks the tokens
+    dynamic         the same where each image chooses its own tokens; predictor: what scores them
+    search, choose  counts, and which tokens each layer keeps, last layer first
+    impact, cover   what ranks the tokens; choices: their names
     views, maps     what that looks at: streams, and attention probabilities as an output
     refit, ridge    the weights behind the dropped tokens, solved anew block by block
     linear          the layers that are solved for: found in a graph, and replaced
     anatomy, cut    the tensors between which blocks lie, and graphs cut there
-    running, store  parts of a graph run batch by batch; activations in memory or on disk
+    running         parts of a graph run batch by batch (activations: `slimdeploy.store`)
     errors          how far the head's input is from the dense model's
 """

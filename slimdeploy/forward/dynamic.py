@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +16,7 @@ from slimdeploy.dynamic import Dynamic, Scorer, choosing_layers
 from slimdeploy.errors import InputError
 from slimdeploy.files import TEMPORARY
 from slimdeploy.forward.anatomy import BlockNames, block_names
-from slimdeploy.forward.errors import HeadView
+from slimdeploy.forward.errors import HeadView, error_of
 from slimdeploy.forward.predictor import fit_predictor
 from slimdeploy.forward.refit import Refit, refit_graph, transfer
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
@@ -70,8 +69,8 @@ def slim_dynamic(
         parity = _require(model, slim.model, plan, images[:CHECKED], source)
         tell("graph slimmed and checked")
         seen = None if held_out is None else maker.feed(held_out)
-        wanted = HeadView.of(dense, blocks, seen) if seen else None
-        before = head_error(slim.model, blocks, seen, wanted, reads)
+        wanted = HeadView.of(dense, blocks, seen, store) if seen else None
+        before = head_error(slim.model, blocks, seen, wanted, reads, store)
         notes, after = list(slim.notes), None
         if request.reconstruct == "refit":
             done = maker.refit(
@@ -79,7 +78,7 @@ def slim_dynamic(
             )
             notes += done.notes
             transfer(done, dense)
-            after = head_error(slim.model, blocks, seen, wanted, reads)
+            after = head_error(slim.model, blocks, seen, wanted, reads, store)
         if before and after and after.head_input > before.head_input:
             notes.append(WORSE)
         shares = _shares(slim.model, plan, maker.feed(images))
@@ -128,7 +127,7 @@ class _Maker:
         """The shape of the counts: as asked for, or the closest to the dense graph."""
         if self.request.shape != "auto":
             return self.request.shape
-        return saved.once("shape", lambda: best_shape(self._tried, tell), TRIED)
+        return saved.once("shape", lambda: self._closest(tell), TRIED)
 
     def plan(self, images: Array, shape: Shape) -> ChoicePlan:
         """How many tokens stay, and a scorer fitted to `images`."""
@@ -172,22 +171,23 @@ class _Maker:
         """Images at a time."""
         return batch_size(self.geometry.heads, self.geometry.tokens)
 
-    @cached_property
-    def _parted(self) -> tuple[Array, Feed, HeadView]:
-        """Images to fit a trial to, others to measure it on, and what the dense graph gives."""
-        fit, seen = parted(self.images)
-        feed = self.feed(seen)
-        return fit, feed, HeadView.of(self.dense, self.blocks, feed)
+    def _closest(self, tell: Callable[[str], None]) -> Shape:
+        """Slim by each shape, and take the one with the least error on images held out."""
+        with parted(self.images, self.store) as (fit, seen):
+            feed = self.feed(seen)
+            wanted = HeadView.of(self.dense, self.blocks, feed, self.store)
+            found = best_shape(lambda tried: self._tried(tried, fit, feed, wanted), tell)
+            self.store.release(wanted.stream)
+            return found
 
-    def _tried(self, shape: Shape) -> float:
+    def _tried(self, shape: Shape, fit: Array, seen: Feed, wanted: HeadView) -> float:
         """The error of a shape, on images that it was not fitted to."""
-        fit, seen, wanted = self._parted
         plan = self.plan(fit, shape)
         slim = self.graph(plan).model
         if self.request.reconstruct == "refit":
             self.refit(slim, plan, fit)
-        found = HeadView.of(slim, self.blocks, seen)
-        return found.against(wanted, self.geometry.head_reads).head_input
+        reads = self.geometry.head_reads
+        return error_of(slim, self.blocks, seen, wanted, reads, self.store).head_input
 
 
 def require_single_reads(geometry: ModelGeometry, source: str) -> None:

@@ -12,7 +12,7 @@ import onnx
 from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.running import Feed, open_whole
-from slimdeploy.store import Array
+from slimdeploy.store import Array, Store
 
 
 @dataclass(frozen=True)
@@ -38,36 +38,67 @@ class HeadError:
 
 @dataclass(frozen=True)
 class HeadView:
-    """The stream that the head reads and the first output, of one graph on the same images."""
+    """The stream that the head reads and the first output, of one graph on the same images.
+
+    Attributes:
+        stream: [n, tokens held, D], from a `Store`.
+        outputs: [n, ...].
+    """
 
     stream: Array
     outputs: Array
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, blocks: Sequence[BlockNames], feed: Feed) -> HeadView:
+    def of(
+        cls, model: onnx.ModelProto, blocks: Sequence[BlockNames], feed: Feed, store: Store
+    ) -> HeadView:
         """Run a dense graph or what was made of it."""
         end = blocks[-1].output or blocks[-1].attention
-        first = model.graph.output[0].name
+        first, count = model.graph.output[0].name, len(feed.images)
+        stream, answers = None, []
         with open_whole(Cutter(model).cut([], list(dict.fromkeys((end, first))))) as part:
-            found = [outputs for _, outputs in feed.run(part)]
-        stream, outputs = (np.concatenate([x[name] for x in found]) for name in (end, first))
-        return cls(stream, outputs)
+            for rows, found in feed.run(part):
+                if stream is None:
+                    stream = store.new((count, *found[end].shape[1:]), found[end].dtype)
+                stream[rows] = found[end]
+                answers.append(found[first])
+        assert stream is not None
+        return cls(stream, np.concatenate(answers))
 
     def against(self, dense: HeadView, ids: Sequence[int]) -> HeadError:
         """How far this is from `dense`, whose tokens `ids` it holds, in this order."""
         one, two = (view.outputs.reshape(len(view.outputs), -1) for view in (self, dense))
         return HeadError(
             images=len(one),
-            head_input=_relative(self.stream, dense.stream[:, list(ids)]),
-            outputs=_relative(one, two),
+            head_input=_relative(self.stream, dense.stream, list(ids)),
+            outputs=_relative(one, two, list(range(two.shape[1]))),
             top1_agreement=float((one.argmax(1) == two.argmax(1)).mean()),
         )
 
 
-def _relative(found: Array, wanted: Array) -> float:
-    wanted = wanted.astype(np.float64)
-    norm = float(np.square(wanted).sum())
-    wrong = float(np.square(found.astype(np.float64) - wanted).sum())
+def error_of(
+    slim: onnx.ModelProto,
+    blocks: Sequence[BlockNames],
+    feed: Feed,
+    wanted: HeadView,
+    ids: Sequence[int],
+    store: Store,
+) -> HeadError:
+    """How far a graph that holds the tokens `ids` in the end is from the dense one's `wanted`."""
+    view = HeadView.of(slim, blocks, feed, store)
+    try:
+        return view.against(wanted, ids)
+    finally:
+        store.release(view.stream)
+
+
+def _relative(found: Array, wanted: Array, ids: list[int]) -> float:
+    """Squared error of `found`, [n, ...], as a share of the norm of `wanted` at `ids`."""
+    norm = wrong = 0.0
+    for one, two in zip(found, wanted, strict=True):  # an image at a time: there may be many
+        expected = two[ids].astype(np.float64)
+        norm += float(np.square(expected).sum())
+        wrong += float(np.square(one.astype(np.float64) - expected).sum())
     if norm == 0:
         return 0.0 if wrong == 0 else float("inf")
     return wrong / norm

@@ -6,8 +6,8 @@
 `path`             the paper's impact score, over all attention paths to what the last layer keeps
 `cover`            tokens that the others are predicted from best (`forward/cover.py`)
 
-All but the last are the PyTorch path's estimators (`slim/impact/`), with dense weights in all
-blocks.
+They are the PyTorch path's estimators (`slim/impact/`), with dense weights in all blocks; there
+`path` looks through the blocks above as they were recovered.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slimdeploy.errors import GraphError, InputError
-from slimdeploy.forward.choices import ForwardImpact
+from slimdeploy.errors import GraphError
+from slimdeploy.forward.choices import ForwardImpact, require_readers
 from slimdeploy.forward.cover import cover
 from slimdeploy.forward.linear import Linear, find_linear
 from slimdeploy.forward.maps import map_part, per_head, stream_part
@@ -62,12 +62,8 @@ def own_attention(views: Views, layer: int) -> Floats:
 
 def class_attention(views: Views, layer: int) -> Floats:
     """Attention that a token receives from what the head reads, in the next block."""
+    require_readers("class-attention", views.geometry)
     readers = list(views.geometry.head_reads)
-    if not readers:
-        raise InputError(
-            f"--impact class-attention: {views.geometry.name} pools over its tokens, none is the "
-            "class; choose another --impact"
-        )
     block = views.blocks[min(layer, len(views.blocks) - 1)]
     total = np.zeros(views.tokens)
     model, name = map_part(views.cutter, block, views.tokens)

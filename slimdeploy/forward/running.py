@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from slimdeploy.engine import Engine
+from slimdeploy.engine.batching import infer_batched
 from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.errors import GraphError
 from slimdeploy.files import TEMPORARY
@@ -37,20 +38,13 @@ class Part:
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name for one batch; `feeds` may hold more than is read.
 
-        A part of a fixed batch size is run several times, its last batch filled with repetitions.
+        A part of a fixed batch size is run several times.
         """
         infos = self.engine.inputs
         fed = {i.name: np.asarray(feeds[i.name]).astype(i.dtype, copy=False) for i in infos}
         count = len(next(iter(fed.values())))
         size = next((i.shape[0] for i in infos if i.shape and i.shape[0]), None) or count
-        if size == count:
-            return self.engine.infer(fed)
-        rows = np.resize(np.arange(count), -(-count // size) * size)
-        parts = [
-            self.engine.infer({name: x[rows[i : i + size]] for name, x in fed.items()})
-            for i in range(0, len(rows), size)
-        ]
-        return {name: np.concatenate([p[name] for p in parts])[:count] for name in parts[0]}
+        return infer_batched(self.engine, fed, size)
 
 
 @contextmanager

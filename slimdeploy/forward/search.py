@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
 import onnx
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice, best_shape, counts_for_budget
@@ -14,7 +13,7 @@ from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.choices import ForwardImpact
 from slimdeploy.forward.choose import choose_tokens
 from slimdeploy.forward.cut import Cutter
-from slimdeploy.forward.errors import HeadView
+from slimdeploy.forward.errors import HeadView, error_of
 from slimdeploy.forward.refit import refit_graph
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.forward.running import Feed, feed_of
@@ -76,10 +75,16 @@ class Search:
 
     def _best(self, views: Views, tell: Callable[[str], None]) -> Shape:
         """The shape after which the graph is closest to the dense one; a killed run's, again."""
-        saved = self.saved or RunState(None, {})
-        return saved.once(
-            "shape", lambda: best_shape(lambda tried: self._error(views, tried), tell), TRIED
-        )
+
+        def closest() -> Shape:
+            with parted(self.images, self.store) as (fit, seen):
+                fed = self._feed(fit), self._feed(seen)
+                wanted = HeadView.of(self.dense, self.blocks, fed[1], self.store)
+                found = best_shape(lambda tried: self._error(views, tried, *fed, wanted), tell)
+                self.store.release(wanted.stream)
+                return found
+
+        return (self.saved or RunState(None, {})).once("shape", closest, TRIED)
 
     def _choose(
         self,
@@ -92,34 +97,31 @@ class Search:
         views.keep = {}
         return choose_tokens(views, self.impact, counts, self.seed, told, saved)
 
-    def _error(self, views: Views, shape: Shape) -> float:
+    def _error(self, views: Views, shape: Shape, fit: Feed, seen: Feed, wanted: HeadView) -> float:
         """How far what the head reads is from the dense graph's, on images held out."""
         keep = [list(layer.keep) for layer in self._choose(views, shape)]
         slim = slim_graph(self.model, keep, self.options, source=self.source).model
         ids = in_order(slim, keep, self.geometry.tokens)
-        fit, seen = self._feeds
         if self.ridge is not None:
             reads = self.geometry.head_reads
             refit_graph(self.dense, slim, self.blocks, ids, reads, fit, self.store, self.ridge)
-        return HeadView.of(slim, self.blocks, seen).against(self._wanted, ids[-1]).head_input
-
-    @cached_property
-    def _feeds(self) -> tuple[Feed, Feed]:
-        fit, seen = parted(self.images)
-        return self._feed(fit), self._feed(seen)
-
-    @cached_property
-    def _wanted(self) -> HeadView:
-        return HeadView.of(self.dense, self.blocks, self._feeds[1])
+        return error_of(slim, self.blocks, seen, wanted, ids[-1], self.store).head_input
 
     def _feed(self, images: Array) -> Feed:
         return feed_of(self.dense, images, self.batch)
 
 
-def parted(images: Array) -> tuple[Array, Array]:
+@contextmanager
+def parted(images: Array, store: Store) -> Iterator[tuple[Array, Array]]:
     """Images to fit a trial to, and others to measure it on; all for both where there are few."""
-    held = np.arange(len(images)) % _EVERY == _EVERY - 1
-    return (images[~held], images[held]) if held.any() else (images, images)
+    if len(images) < _EVERY:
+        yield images, images
+        return
+    held = range(_EVERY - 1, len(images), _EVERY)
+    fitted = [i for i in range(len(images)) if i not in held]
+    parts = store.copy(images, fitted), store.copy(images, held)
+    yield parts
+    store.release(*parts)
 
 
 def in_order(slim: onnx.ModelProto, keep: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:

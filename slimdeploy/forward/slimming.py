@@ -14,7 +14,7 @@ from slimdeploy.dynamic import Dynamic, Scorer
 from slimdeploy.errors import InputError
 from slimdeploy.forward.anatomy import BlockNames, block_names
 from slimdeploy.forward.choices import ForwardImpact
-from slimdeploy.forward.errors import HeadError, HeadView
+from slimdeploy.forward.errors import HeadError, HeadView, error_of
 from slimdeploy.forward.refit import refit_graph, transfer
 from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
@@ -26,7 +26,7 @@ from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES
-from slimdeploy.store import Array, open_store
+from slimdeploy.store import Array, Store, open_store
 
 CHECKED = 4
 """Images on which graphs are compared before anything is written."""
@@ -85,8 +85,8 @@ class ForwardSlim:
         blocks: token counts as read back from `model`.
         parity: the slim graph before the refit, against the masked dense graph.
         final: `model` against the masked `dense`.
-        before, after: how far the result is from the dense model's, before and after the refit, on
-            images that were held out; None without a refit, or where none was held out.
+        before, after: how far the result is from the dense model's, with its weights and after the
+            refit, on images that were held out; None where none was, and `after` without a refit.
         notes: a remark a line.
     """
 
@@ -152,9 +152,9 @@ def slim_forward(
         parity = _require(model, slim.model, keep, pool, checked, source)
         tell("graph slimmed and checked")
         seen = None if held_out is None else feed_of(dense, held_out, batch)
-        wanted = HeadView.of(dense, blocks, seen) if seen else None
+        wanted = HeadView.of(dense, blocks, seen, store) if seen else None
         ids = in_order(slim.model, keep, geometry.tokens)
-        before = head_error(slim.model, blocks, seen, wanted, ids[-1])
+        before = head_error(slim.model, blocks, seen, wanted, ids[-1], store)
         notes, after = list(slim.notes), None
         if request.reconstruct == "refit":
             feed = feed_of(dense, images, batch)
@@ -165,7 +165,7 @@ def slim_forward(
             )  # fmt: skip
             notes += done.notes
             transfer(done, dense)
-            after = head_error(slim.model, blocks, seen, wanted, ids[-1])
+            after = head_error(slim.model, blocks, seen, wanted, ids[-1], store)
         if before and after and after.head_input > before.head_input:
             notes.append(WORSE)
     final = _written(slim, request, source)
@@ -197,11 +197,12 @@ def head_error(
     feed: Feed | None,
     wanted: HeadView | None,
     ids: Sequence[int],
+    store: Store,
 ) -> HeadError | None:
     """How far `slim` is from the dense graph's `wanted`; None if no image was held out."""
     if feed is None or wanted is None:
         return None
-    return HeadView.of(slim, blocks, feed).against(wanted, ids)
+    return error_of(slim, blocks, feed, wanted, ids, store)
 
 
 def _written(slim: SlimGraph, request: ForwardRequest, source: str) -> SlimGraph:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from slimdeploy.engine import Engine, TensorInfo
+from slimdeploy.engine.batching import infer_batched
 from slimdeploy.errors import InputError
 from slimdeploy.graph.shapes import runtime_inputs
 from slimdeploy.measure.block_parity import Array
@@ -54,8 +55,7 @@ def image_input(engine: Engine) -> TensorInfo:
 def infer_all(engine: Engine, images: Array) -> dict[str, Array]:
     """Every output for all images, which are cast, transposed and batched as the model takes them.
 
-    A model of a fixed batch size is run several times; its last batch is filled with repetitions,
-    which are cut off again.
+    A model of a fixed batch size is run several times.
 
     Args:
         images: [n, C, H, W], or as the model takes them.
@@ -65,12 +65,7 @@ def infer_all(engine: Engine, images: Array) -> dict[str, Array]:
     """
     info = image_input(engine)
     fed = _laid_out(images, info).astype(info.dtype, copy=False)
-    size = info.shape[0] or len(fed)
-    rows = np.resize(np.arange(len(fed)), -(-len(fed) // size) * size)
-    parts = [engine.infer(fed[rows[i : i + size]]) for i in range(0, len(rows), size)]
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    # A tensor may hold several rows for each image.
-    return {name: y[: len(y) // len(rows) * len(fed)] for name, y in whole.items()}
+    return infer_batched(engine, {info.name: fed}, info.shape[0] or len(fed))
 
 
 def _laid_out(images: Array, wanted: TensorInfo) -> Array:

@@ -26,6 +26,14 @@ class Interval:
         return self.low <= value <= self.high
 
 
+def points_lost(difference: float) -> float:
+    """Percentage points that a difference of two shares loses.
+
+    Rounded, so that a drop of 1 image in 200 is the 0.5 points that were allowed.
+    """
+    return round(-100 * difference, 9)
+
+
 def bootstrap_interval(
     rows: NDArray[Any],
     statistic: Callable[[NDArray[Any]], float],

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from slimdeploy.measure.reliability import CalibrationError
-from slimdeploy.measure.stats import Interval, mean_interval
+from slimdeploy.measure.stats import Interval, mean_interval, points_lost
 
 DropBy = Literal["mean", "interval"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -202,5 +202,4 @@ def smallest_within(groups: Sequence[SweepGroup], max_drop: float, by: DropBy) -
 
 def drop_of(group: SweepGroup, by: DropBy) -> float:
     """Points lost: of the mean, or at the lower end of the interval."""
-    # Rounded so that a drop of 1 image in 200 is the 0.5 points that were allowed.
-    return round(-100 * (group.difference if by == "mean" else group.interval.low), 9)
+    return points_lost(group.difference if by == "mean" else group.interval.low)

@@ -80,11 +80,8 @@ class Batches:
 
 
 def picked(store: Store, images: Tensor, rows: list[int]) -> Tensor:
-    """Some of the images [n, C, H, W], copied one by one into the store."""
-    array = store.new((len(rows), *images.shape[1:]), images[:0].numpy().dtype)
-    for place, row in enumerate(rows):
-        array[place] = images[row].numpy()
-    return torch.from_numpy(array)
+    """Some of the images [n, C, H, W], copied into the store."""
+    return torch.from_numpy(store.copy(images.numpy(), rows))
 
 
 def replaced(held: Held, change: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ class Calibration:
 
     Attributes:
         dense: the model with its original weights, in eval mode; never changed.
-        slim: its copy, whose blocks reconstruction may change.
         images: preprocessed images, [n, C, H, W].
         batch_size: images run at once (default: 16, fewer where attention maps are large).
         cache_bytes: memory that dense streams may take, of the search and then of the refit.
@@ -41,10 +41,14 @@ class Calibration:
     keep: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.slim: Any = copy.deepcopy(self.dense).eval()
         self.depth, self.tokens = self.geometry.depth, self.geometry.tokens
         self.batch_size = self.batch_size or fitting_batch(self.geometry.heads, self.tokens)
         self._cache: list[list[Tensor]] | None = None
+
+    @cached_property
+    def slim(self) -> Any:
+        """A copy of `dense`, whose blocks reconstruction may change; made when first asked for."""
+        return copy.deepcopy(self.dense).eval()
 
     def batches(self) -> Iterator[Tensor]:
         """The images, batch by batch."""

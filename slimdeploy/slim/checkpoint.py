@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,14 @@ class Checkpoint:
             if key not in wanted:
                 raise InputError(f"{self.path}: holds {key}, which {name} does not have")
         model.load_state_dict(self.state)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over a model's weights, in order."""
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def save_weights(

@@ -26,6 +26,7 @@ from slimdeploy.errors import GateError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
+from slimdeploy.slim.checkpoint import weights_digest
 from slimdeploy.slim.dynamic import slim_of
 from slimdeploy.slim.loading import Plan, PlannedBatches, make_loader, readable_errors, seed_all
 from slimdeploy.slim.options import FinetuneOptions
@@ -36,7 +37,6 @@ from slimdeploy.slim.training import (
     check_device,
     make_optimiser,
     make_scheduler,
-    weights_digest,
 )
 from slimdeploy.slim.types import Vit
 from slimdeploy.slim.world import World

@@ -19,9 +19,12 @@ _AT_LEAST = {
     "distill_loss_weight": 0,
     "feature_weight": 0,
     "token_weight": 0,
+    "weight_decay": 0,
+    "color_jitter": 0,
 }
 _LOSSES = ("task_loss_weight", "distill_loss_weight", "feature_weight", "token_weight")
 _ABOVE_ZERO = ("epochs", "lr", "kd_temperature", "layer_decay", "clip_grad")
+_PROBABILITIES = ("hflip", "vflip")
 _CIRCUMSTANCES = ("workers", "device", "save_every")
 
 
@@ -104,8 +107,16 @@ class FinetuneOptions:
         for name in ("smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{self._said(name)}: must be at least 0 and below 1")
+        for name in _PROBABILITIES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{self._said(name)}: must be from 0 to 1")
         if not 0 < self.min_scale <= 1:
             raise InputError(f"{self._said('min_scale')}: must be above 0 and at most 1")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            low, high = self.ratio
+            raise InputError(f"--ratio {low} {high}: must be two, above 0, the smaller first")
+        if self.token_layers and not self.token_weight:
+            raise InputError("--token-layers: goes with --token-weight, which is 0")
 
     def _said(self, name: str) -> str:
         return f"--{name.replace('_', '-')} {getattr(self, name)}"

@@ -46,6 +46,20 @@ class SlimRequest:
     refit: RidgeOptions = field(default_factory=RidgeOptions)
     gradient: GradientOptions = field(default_factory=GradientOptions)
 
+    def check(self) -> None:
+        """Refuse, before a model or an image is read, what no search can do.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        if self.search_images < 1:
+            raise InputError(f"--search-images {self.search_images}: must be at least 1")
+        self._options(None if self.mac_reduction is None else [])
+        counted = {"--shape": self.shape != "geometric", "--multiple-of": self.multiple_of != 1}
+        for flag, given in counted.items():
+            if given and self.tolerance is not None:
+                raise InputError(f"{flag}: goes with --mac-reduction, not with --tolerance")
+
     def search_options(self, geometry: ModelGeometry) -> SearchOptions:
         """The search's options, with a budget turned into counts per layer.
 
@@ -57,6 +71,9 @@ class SlimRequest:
             if self.shape == "auto":
                 raise ValueError("the shape is to be chosen first")
             counts = counts_for_budget(geometry, self.mac_reduction, self.shape, self.multiple_of)
+        return self._options(counts)
+
+    def _options(self, counts: list[int] | None) -> SearchOptions:
         return SearchOptions(
             counts=counts,
             tolerance=self.tolerance,
@@ -98,10 +115,12 @@ def slim_model(
         images: preprocessed calibration images, [n, C, H, W].
         saved: what a run that was killed had found.
         progress: called with one line after each finished step.
+
+    Raises:
+        InputError: for a budget or tolerance that makes no sense.
     """
+    request.check()
     torch.manual_seed(request.seed)
-    if request.search_images < 1:
-        raise InputError(f"--search-images {request.search_images}: must be at least 1")
     impact = make_impact(request.impact, request.seed)
     state = Calibration(dense, geometry, images[spread(len(images), request.search_images)])
     shape = _shape(state, images, impact, request, saved, progress)

@@ -41,7 +41,8 @@ def compared_layers(schedule: KeepSchedule, asked: Sequence[int]) -> tuple[int, 
     depth = len(schedule.layers)
     if schedule.dynamic is not None:
         raise InputError("--token-weight: the schedule chooses each image's patches anew; leave 0")
-    layers = sorted(set(asked or (depth * quarter // 4 for quarter in (1, 2, 3))) - {0})
+    quarters = {depth * quarter // 4 for quarter in (1, 2, 3)} - {0}
+    layers = sorted(set(asked) or quarters)
     for layer in layers:
         if not 1 <= layer < depth:
             raise InputError(f"--token-layers {layer}: must be from 1 to {depth - 1}")

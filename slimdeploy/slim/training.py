@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -72,14 +71,6 @@ def check_device(name: str) -> None:
         raise InputError(f"--device {name}: not a torch device, as cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MissingError(f"--device {name}: torch sees no CUDA device; use --device cpu")
-
-
-def weights_digest(model: Vit) -> str:
-    """SHA-256 over a model's weights, in order."""
-    total = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        total.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 @dataclass

@@ -121,6 +121,31 @@ def test_a_file_that_chooses_otherwise_fails(
     assert run(capsys, *check, "--slim", slim)["passed"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give one of --mac-reduction and --tolerance"),
+        (["--mac-reduction", 0.4, "--step", 3], "--step: goes with --tolerance, not with --mac"),
+        (
+            [
+                "--mac-reduction",
+                0.4,
+                "--reconstruct",
+                "none",
+                "--output-checkpoint",
+                "w.safetensors",
+            ],
+            "--output-checkpoint: --reconstruct none leaves the weights as they are",
+        ),
+    ],
+)
+def test_flags_of_a_static_search_are_refused_before_a_file_is_read(
+    flags: list[object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = failed(capsys, "slim", "--model", "none", "--data-dir", "absent", *flags)
+    assert (code, message in line) == (2, True), line
+
+
 def test_select_is_refused(
     tmp_path: Path, norm_schedule: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

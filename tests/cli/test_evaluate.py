@@ -68,3 +68,19 @@ def test_predictions_replace_nothing_that_is_read(
     folder.mkdir()
     assert "is a folder" in fails(capsys, *words, folder)
     assert {p: p.read_bytes() for p in dense.parent.iterdir() if p.is_file()} == before
+
+
+def test_the_gate_needs_a_dense_model_and_lets_the_allowed_drop_pass(
+    pair: tuple[Path, Path], photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, slim = pair
+    words = [slim, "--data-dir", photographs]
+    line = fails(capsys, "evaluate", *words, "--max-top1-drop", "0.5")
+    assert "--max-top1-drop: give --dense, the model it is measured against" in line
+    told = evaluated(capsys, *words, "--dense", dense)["comparison"]
+    lost = 100 * -told["difference"]
+    evaluated(capsys, *words, "--dense", dense, "--max-top1-drop", lost)
+    with pytest.raises(SystemExit) as caught:
+        evaluated(capsys, *words, "--dense", dense, "--max-top1-drop", lost - 0.01)
+    assert caught.value.code == 1
+    assert "points below" in capsys.readouterr().err

@@ -31,3 +31,22 @@ def test_a_number_below_its_bound_names_the_flag(
         main(words.split())
     assert caught.value.code == 2
     assert f" for {flag}. Must be >= " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("evaluate absent --dense absent --data-dir absent", "--max-top1-drop"),
+        ("quantize absent --precision fp16 --data-dir absent", "--max-top1-drop"),
+        ("quantize absent --precision fp16", "--max-logit-error"),
+        ("sweep --onnx absent --data-dir absent --output absent", "--max-top1-drop"),
+        ("profile --dense absent --slim absent", "--min-speedup"),
+    ],
+)
+def test_a_gate_that_is_no_number_would_let_everything_pass(
+    words: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words.split(), flag, "nan"])
+    assert caught.value.code == 2
+    assert f'"nan" for {flag}. Must be a number.' in capsys.readouterr().err

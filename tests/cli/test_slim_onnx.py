@@ -196,6 +196,11 @@ WRONG = [
         ["--mac-reduction", "0.3", *PIXELS, "--ridge", "weak"],
         "--ridge weak: must be a number above 0, or auto",
     ),
+    (["--mac-reduction", "0.3", "--crop-pct", "0.9"], "--crop-pct: goes with --mean and --std"),
+    (
+        ["--mac-reduction", "0.3", "--interpolation", "nearest"],
+        "--interpolation: goes with --mean and --std",
+    ),
     (["--mac-reduction", "0.3", *PIXELS, "--images", "0"], "for --images. Must be >= 1"),
     (
         ["--mac-reduction", "0.3", *PIXELS, "--search-images", "0"],

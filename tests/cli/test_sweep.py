@@ -241,7 +241,14 @@ BAD = [
     (["--seeds", "-1"], "--seeds -1: must be at least 0"),
     (["--batch-size", "0"], "--batch-size 0, --rounds 3: must be at least 1 and 2"),
     (["--max-top1-drop", "-1"], "--max-top1-drop -1.0: must be at least 0"),
+    (["--max-top1-drop", "nan"], 'Invalid value "nan" for --max-top1-drop. Must be a number.'),
     (["--model", "test_vit"], "--model: does not go with --onnx"),
+    (
+        ["--impact", "cover,predictor", "--select", "slice"],
+        "--impact predictor: --select: does not go with --dynamic",
+    ),
+    (["--impact", "cover,key-norm", "--pool-kept"], "--impact key-norm: --pool-kept: does not"),
+    (["--reconstruct", "gradient"], "--reconstruct gradient: needs --model"),
     (["--output-schedule", "a.json"], "--output-schedule: does not go with sweep"),
     (["--split", "val"], "has no split 'val'"),
 ]

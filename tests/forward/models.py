@@ -23,11 +23,17 @@ IMAGES = np.random.default_rng(3).standard_normal((20, 3, 64, 64)).astype(np.flo
 class Case:
     """One model as torch runs it and as `exporter` wrote it; 3 blocks, 16 patches."""
 
-    def __init__(self, kind: str, exporter: str, images: NDArray[np.float32] = IMAGES) -> None:
+    def __init__(
+        self,
+        kind: str,
+        exporter: str,
+        images: NDArray[np.float32] = IMAGES,
+        dynamic_batch: bool = True,
+    ) -> None:
         self.torch: Any = build(kind, EXPORTERS[exporter][2])
         self.torch.pretrained_cfg = {}
         self.geometry: ModelGeometry = describe(self.torch, kind)
-        self.model: onnx.ModelProto = export(kind, exporter, True)
+        self.model: onnx.ModelProto = export(kind, exporter, dynamic_batch)
         self.dense: onnx.ModelProto = dense_graph(self.model).model
         self.blocks: list[BlockNames] = block_names(self.dense)
         self.images = images

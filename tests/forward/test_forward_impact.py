@@ -52,6 +52,18 @@ def test_scores_are_those_of_torch(kind: str, exporter: str, impact: Any) -> Non
         assert store.free == free
 
 
+@pytest.mark.parametrize("kind", ["plain", "merged_heads"])
+@pytest.mark.parametrize("impact", ["path", "attention", "class-attention", "cover"])
+def test_a_fixed_batch_changes_nothing(kind: str, impact: Any) -> None:
+    found = []
+    for dynamic_batch in (True, False):
+        case = Case(kind, "dynamo18", dynamic_batch=dynamic_batch)
+        with open_store() as store:
+            views = views_of(case, store, {3: case.keep[2]})
+            found.append(scores(views, impact, 2, seed=0))
+    assert relative(*found) < 1e-5
+
+
 @pytest.mark.parametrize("impact", [name for name in get_args(ImpactName) if name != "joint"])
 def test_choices_are_those_of_torch(impact: Any) -> None:
     case = Case("plain", "dynamo18")

@@ -14,10 +14,32 @@ import timm.layers
 import torch
 from numpy.typing import NDArray
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Attention, VisionTransformer
 
 IMAGE = 64
 DEPTH = 3
+
+
+class MergedHeads(Attention):  # type: ignore[misc]
+    """Heads as rows of the batch, as models written with torch.bmm have them."""
+
+    def forward(self, x: torch.Tensor, attn_mask: Any = None, **_: Any) -> torch.Tensor:
+        batch, tokens, dim = x.shape
+        parts = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).reshape(3, -1, tokens, self.head_dim)
+        maps = torch.bmm(q * self.scale, k.transpose(1, 2)).softmax(-1)
+        heads = torch.bmm(maps, v).reshape(batch, self.num_heads, tokens, self.head_dim)
+        return self.proj(heads.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class MergedTransformer(VisionTransformer):  # type: ignore[misc]
+    """A plain one with such attention."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for block in self.blocks:
+            block.attn.__class__ = MergedHeads
+
 
 MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "plain": (VisionTransformer, {}),
@@ -27,6 +49,7 @@ MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "no_embed_class": (VisionTransformer, {"no_embed_class": True, "reg_tokens": 4}),
     "pre_norm": (VisionTransformer, {"pre_norm": True}),
     "average": (VisionTransformer, {"global_pool": "avg", "class_token": False}),
+    "merged_heads": (MergedTransformer, {}),
     "map": (VisionTransformer, {"global_pool": "map", "class_token": False}),
 }
 
@@ -43,11 +66,13 @@ EXPORTERS: dict[str, tuple[int, bool, bool]] = {  # opset, dynamo, fused attenti
 @cache
 def build(kind: str, fused: bool) -> torch.nn.Module:
     """A small model of this kind; every parameter is random, so no two tensors are merged."""
-    timm.layers.set_fused_attn(fused)
-    torch.manual_seed(0)
     base, extra = MODELS[kind]
     size = {"img_size": IMAGE, "patch_size": 16, "embed_dim": 48, "num_heads": 3, "depth": DEPTH}
+    before = timm.layers.use_fused_attn()
+    timm.layers.set_fused_attn(fused)  # of the whole process, and read when a module is made
+    torch.manual_seed(0)
     model = base(num_classes=7, **size, **extra).eval()
+    timm.layers.set_fused_attn(before)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0

@@ -14,6 +14,7 @@ from slimdeploy.measure.stats import (
     binomial_standard_error,
     bootstrap_interval,
     mcnemar_exact,
+    points_lost,
     wilson_interval,
 )
 
@@ -89,3 +90,10 @@ def test_wilson_holds_the_proportion_within_0_and_1(n: int, data: st.DataObject)
     k = data.draw(st.integers(0, n))
     interval = wilson_interval(k, n)
     assert 0 <= interval.low <= k / n <= interval.high <= 1
+
+
+@pytest.mark.parametrize(("lost", "images"), [(1, 200), (7, 100), (14, 100), (35, 500)])
+def test_points_lost_are_those_that_were_allowed(lost: int, images: int) -> None:
+    # As a difference of two shares, 7 of 100 are 7.000000000000001 points.
+    assert points_lost((images - lost) / images - 1) == 100 * lost / images
+    assert points_lost(lost / images) == -100 * lost / images

@@ -223,6 +223,14 @@ def test_a_damaged_state_starts_anew(
         ({"seed": -1}, "--seed -1: must be at least 0"),
         ({"smoothing": 1.0}, "--smoothing 1.0: must be at least 0 and below 1"),
         ({"kd_temperature": 0.0}, "--kd-temperature 0.0: must be above 0"),
+        ({"color_jitter": -1.0}, "--color-jitter -1.0: must be at least 0"),
+        ({"weight_decay": float("nan")}, "--weight-decay nan: must be at least 0"),
+        ({"hflip": 7.0}, "--hflip 7.0: must be from 0 to 1"),
+        ({"vflip": float("nan")}, "--vflip nan: must be from 0 to 1"),
+        ({"ratio": (0.0, 1.0)}, "--ratio 0.0 1.0: must be two, above 0, the smaller first"),
+        ({"ratio": (1.1, 0.9)}, "--ratio 1.1 0.9: must be two"),
+        ({"ratio": (float("nan"), 1.0)}, "--ratio nan 1.0: must be two"),
+        ({"token_layers": (2,)}, "--token-layers: goes with --token-weight, which is 0"),
     ],
 )
 def test_senseless_options_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from slimdeploy.counts import TRIED
+from slimdeploy.errors import InputError
 from slimdeploy.slim.pipeline import SlimRequest, slim_model, steps
 from slimdeploy.slim.search_state import SearchState
 from slimdeploy.slim.timm_models import describe
@@ -44,3 +46,21 @@ def test_a_given_shape_is_taken_and_a_tolerance_has_none(make_vit: Callable[...,
     assert found.shape == "linear"
     found, _ = run(make_vit(), SlimRequest(tolerance=0.5, reconstruct="none"))
     assert found.shape is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "give one of --mac-reduction and --tolerance"),
+        ({"mac_reduction": 0.4, "tolerance": 0.02, "shape": "auto"}, "give one of --mac-red"),
+        ({"tolerance": 5.0}, "--tolerance 5.0: must be between 0 and 1"),
+        ({"tolerance": 0.1, "shape": "linear"}, "--shape: goes with --mac-reduction, not"),
+        ({"tolerance": 0.1, "multiple_of": 8}, "--multiple-of: goes with --mac-reduction, not"),
+        ({"mac_reduction": 0.4, "search_images": 0}, "--search-images 0: must be at least 1"),
+    ],
+)
+def test_senseless_requests_are_refused_before_any_work(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        SlimRequest(**fields).check()

@@ -14,6 +14,7 @@ from slimdeploy.cli.quantize.stage import Stage
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.measure.accuracy import Accuracy, AccuracyComparison, compare_accuracy
 from slimdeploy.measure.parity import Parity, compare_outputs
+from slimdeploy.measure.stats import points_lost
 
 _COMPARED = 64
 
@@ -113,7 +114,7 @@ def _accuracy(stage: Stage, written: Path, checks: Checks) -> Checks:
     before = measure(stage.model, folder, preprocessing, 32, stage.threads)
     after = measure(written, folder, preprocessing, 32, stage.threads)
     compared = compare_accuracy(before, after)
-    drop, allowed = -100 * compared.difference, stage.gates.max_top1_drop
+    drop, allowed = points_lost(compared.difference), stage.gates.max_top1_drop
     if allowed is not None and drop > allowed:
         raise GateError(
             f"{stage.output}: top-1 is {drop:.2f} points below {stage.model} on {compared.n} "

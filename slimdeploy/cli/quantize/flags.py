@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slimdeploy.cli.numbers import Limit
+
 
 @dataclass(frozen=True)
 class Gates:
@@ -20,5 +22,5 @@ class Gates:
 
     data_dir: Path | None = None
     data_split: str | None = None
-    max_top1_drop: float | None = None
-    max_logit_error: float | None = None
+    max_top1_drop: Limit = None
+    max_logit_error: Limit = None

@@ -49,6 +49,7 @@ class Stage:
         Raises:
             InputError: naming the flag, or the file that could not or should not be written.
         """
+        self.pixels.check()
         quantised = self.options.quantised
         if self.output.suffix != ".onnx":
             raise InputError(f"--output {self.output}: name an .onnx file")

@@ -23,7 +23,7 @@ from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
-from slimdeploy.forward.choices import require_forward
+from slimdeploy.forward.choices import require_forward, require_readers
 from slimdeploy.forward.ridge import ridge_options
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.manifest import manifest_path
@@ -70,6 +70,7 @@ class OnnxSlim:
             raise InputError("--onnx: give --mac-reduction, the share of MACs to save, as 0.46")
         if self.reconstruct == "gradient":
             raise InputError("--reconstruct gradient: needs --model; with --onnx: refit or none")
+        self.file.check()
         if self.dynamic is not None:
             self._refuse_of_search()
         return ForwardRequest(
@@ -147,7 +148,7 @@ def write_slim_file(
     _check_targets(path, output, schedule_path, output_dense)
     dense = open_dense(path, separated(flags.file.outputs))
     require_droppable(dense)
-    _check_head(dense, flags)
+    check_head(dense, flags)
     preprocessing = flags.preprocessing(dense)
     fitted, held_out = _drawn(flags)
     with requires("cpu"):
@@ -190,18 +191,21 @@ def _check_targets(path: Path, output: Path, schedule: Path, output_dense: Path 
 
 
 def _drawn(flags: OnnxSlim) -> tuple[ImageFolder, ImageFolder]:
-    """The images to fit to, those that `--model` would take, and others to measure the result."""
+    """The images to fit to, and others to measure the result.
+
+    Where there are enough for both, those to fit to are the ones that `--model` would take.
+    """
     folder = open_images(flags.data_dir, flags.split, "train", labelled=False)
     whole = folder.sample(flags.images + flags.images // _PER_HELD_OUT, flags.seed)
     fitted = folder.sample(len(whole) - len(whole) // (_PER_HELD_OUT + 1), flags.seed)
     held_out = whole.without(fitted)
     if len(fitted) < flags.images:
         note(
-            f"{folder.root}: only {len(folder)} images there, {flags.images} were asked for: "
-            f"fitted to {len(fitted)}"
+            f"{folder.root}: {len(folder)} images there; fitted to {len(fitted)} of the "
+            f"{flags.images} asked for, {len(held_out.files)} measure the result"
         )
-    if not held_out.files:
-        note(f"fewer than {_PER_HELD_OUT} images: none is held out to measure the result")
+    elif not held_out.files:
+        note(f"--images {flags.images}: too few to hold one out to measure the result")
     return fitted, held_out
 
 
@@ -232,21 +236,22 @@ def _slimmed(
         )
 
 
-def _check_head(dense: DenseFile, flags: OnnxSlim) -> None:
-    """Refuse a head that cannot do with the tokens that are kept.
+def check_head(dense: DenseFile, flags: OnnxSlim) -> None:
+    """Refuse a head that cannot do with the tokens that are kept, or be ranked as asked.
 
     Raises:
         InputError: with the flag that would change that, if there is one.
     """
     if flags.dynamic is None:
-        check_pooling(dense, flags)
+        _check_pooling(dense, flags)
+        require_readers(flags.impact or DEFAULT_IMPACT, dense.geometry)
         return
     from slimdeploy.forward.dynamic import require_single_reads
 
     require_single_reads(dense.geometry, str(dense.path))
 
 
-def check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:
+def _check_pooling(dense: DenseFile, flags: OnnxSlim) -> None:
     """Refuse to change the function of a pooling head unasked.
 
     Raises:

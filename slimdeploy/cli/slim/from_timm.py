@@ -64,9 +64,14 @@ class Slimming:
 
 
 def static(request: SlimRequest) -> Slimming:
-    """Positions that are the same for every image."""
+    """Positions that are the same for every image.
+
+    Raises:
+        InputError: for a request that makes no sense.
+    """
     from slimdeploy.slim.pipeline import slim_model, steps
 
+    request.check()
     names = ("seed", "impact", "mac_reduction", "tolerance", "reconstruct")
     provenance = {name: getattr(request, name) for name in names}
     return Slimming(request, steps, slim_model, lambda made: {}, provenance)
@@ -80,6 +85,7 @@ def slimmed_schedule(source: TimmModel, way: Slimming) -> KeepSchedule:
     """
     import torch
 
+    from slimdeploy.slim.checkpoint import weights_digest
     from slimdeploy.slim.search_state import SearchState
     from slimdeploy.slim.timm_models import describe, load_model
     from slimdeploy.store import open_store
@@ -91,8 +97,9 @@ def slimmed_schedule(source: TimmModel, way: Slimming) -> KeepSchedule:
     settings = settings_of(
         way.request,
         model=geometry.model_dump(mode="json"),
+        preprocessing=preprocessing.model_dump(mode="json"),
         data=data,
-        weights=dense.sha256 if dense else None,
+        weights=weights_digest(model),
         slimdeploy=__version__,
     )
     with SearchState(work_folder(source.output), settings) as saved:

@@ -123,7 +123,8 @@ def sentences(made: ForwardSlim, schedule: KeepSchedule, output: Path) -> Render
         f"wrote {output}: differs from the masked dense graph by {made.final.relative:.1e} of the "
         f"outputs' scale on {made.final.rows} images"
     ]
-    for name, error in (("before the refit", made.before), ("after the refit", made.after)):
+    before = "before the refit" if made.after else "with the dense weights"
+    for name, error in ((before, made.before), ("after the refit", made.after)):
         if error is not None:
             lines.append(
                 f"{name}: relative error {error.head_input:.4f} of the head's input, "

@@ -135,12 +135,17 @@ def _slim_timm(
 ) -> None:
     """Search static positions, or scorers where each image chooses; write, and say what came."""
     checkpoint, seed = flags.checkpoint, request.seed
+    if weights is not None and request.reconstruct == "none":
+        raise InputError("--output-checkpoint: --reconstruct none leaves the weights as they are")
     weights = weights or schedule_path.with_suffix(".safetensors")
     check_writable(schedule_path, checkpoint)
     check_writable(weights, checkpoint, schedule_path)
     scorer, impact, step = dynamic_flags
-    way = static(request)
-    if scorer is not None:
+    if scorer is None:
+        way = static(request)
+        if step is not None and request.tolerance is None:
+            raise InputError("--step: goes with --tolerance, not with --mac-reduction")
+    else:
         from slimdeploy.cli.slim.dynamic import dynamic, dynamic_request
 
         way = dynamic(dynamic_request(scorer, request, impact, step), seed)

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.cli.common import separated
-from slimdeploy.cli.onnx_source import open_dense, require_droppable
+from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim.flags import FileFlags
-from slimdeploy.cli.slim.from_onnx import OnnxSlim, check_pooling, write_slim_file
+from slimdeploy.cli.slim.from_onnx import OnnxSlim, check_head, write_slim_file
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_dense import prove_file, require_proven
 from slimdeploy.cli.verify.check import Check
 from slimdeploy.dynamic import scorer_named
 from slimdeploy.errors import InputError
-from slimdeploy.forward.choices import require_forward
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.preprocessing import Preprocessing
@@ -38,20 +37,18 @@ class OnnxSource:
             raise InputError("--output-schedule: does not go with sweep: each point has its own")
 
     @cached_property
-    def _opened(self) -> tuple[ModelGeometry, Preprocessing]:
+    def _opened(self) -> DenseFile:
         dense = open_dense(self.path, separated(self.flags.outputs))
         require_droppable(dense)
-        flags = self._slim(Point(DEFAULT_IMPACT, 0.5, 0))
-        check_pooling(dense, flags)
-        return dense.geometry, flags.preprocessing(dense)
+        return dense
 
     @property
     def geometry(self) -> ModelGeometry:
-        return self._opened[0]
+        return self._opened.geometry
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return self._opened[1]
+        return self._slim(Point(DEFAULT_IMPACT, 0.5, 0)).preprocessing(self._opened)
 
     @property
     def inputs(self) -> list[Path]:
@@ -69,9 +66,10 @@ class OnnxSource:
             "optimize": self.flags.optimize,
         }
 
-    def check_impact(self, impact: str) -> None:
-        if scorer_named(impact) is None:
-            require_forward(impact)
+    def check_point(self, point: Point) -> None:
+        flags = self._slim(point)
+        flags.request()
+        check_head(self._opened, flags)
 
     def dense(self, folder: Path) -> Path:
         """The file itself, or one that is rewritten as the slim ones are."""

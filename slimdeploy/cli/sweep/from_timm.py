@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 from slimdeploy.cli.export.from_timm import TorchExport, export_timm
 from slimdeploy.cli.slim.dynamic import dynamic, dynamic_request
-from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
+from slimdeploy.cli.slim.from_timm import Slimming, TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_timm import torch_parity
@@ -59,13 +60,15 @@ class TimmSource:
         return {
             "source": "timm",
             "model": self.name,
-            "weights": None if self.checkpoint is None else sha256_file(self.checkpoint),
+            # Whose weights a model without a checkpoint has depends on timm.
+            "weights": f"timm {version('timm')}"
+            if self.checkpoint is None
+            else sha256_file(self.checkpoint),
             "img_size": self.img_size,
         }
 
-    def check_impact(self, impact: str) -> None:
-        if scorer_named(impact) is None:
-            _torch_impact(impact)
+    def check_point(self, point: Point) -> None:
+        self._way(point)
 
     def dense(self, folder: Path) -> Path:
         """Exported as the slim ones are."""
@@ -95,8 +98,15 @@ class TimmSource:
         return Made(slim, schedule, parity.relative, files)
 
     def _search(self, point: Point, path: Path, weights: Path) -> KeepSchedule:
-        from slimdeploy.forward.ridge import ridge_options
-        from slimdeploy.slim.pipeline import SlimRequest
+        c = self.calibration
+        sample = draw_images(c.data_dir, c.split, c.images, point.seed)
+        source = TimmModel(self.name, self.checkpoint, self._kwargs, sample, path, weights)
+        return slimmed_schedule(source, self._way(point))
+
+    def _way(self, point: Point) -> Slimming:
+        with requires("train"):
+            from slimdeploy.forward.ridge import ridge_options
+            from slimdeploy.slim.pipeline import SlimRequest
 
         c, scorer = self.calibration, scorer_named(point.impact)
         request = SlimRequest(
@@ -109,13 +119,9 @@ class TimmSource:
             search_images=SEARCH_IMAGES if scorer else c.search_images,
             refit=ridge_options(c.ridge, scorer is not None),
         )
-        sample = draw_images(c.data_dir, c.split, c.images, point.seed)
-        source = TimmModel(self.name, self.checkpoint, self._kwargs, sample, path, weights)
         if scorer is None:
-            return slimmed_schedule(source, static(request))
-        return slimmed_schedule(
-            source, dynamic(dynamic_request(scorer, request, None, None), point.seed)
-        )
+            return static(request)
+        return dynamic(dynamic_request(scorer, request, None, None), point.seed)
 
     def _export(self, model: str | None) -> TorchExport:
         """The dense model's export, or, without a name, that of what a schedule names."""

@@ -31,13 +31,12 @@ from slimdeploy.errors import InputError, one_line
 from slimdeploy.files import read_bytes, write_text
 from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, schedule_macs
-from slimdeploy.manifest import manifest_path, read_manifest
 from slimdeploy.measure.accuracy import Accuracy, compare_accuracy, count
 from slimdeploy.measure.host import cpu_name
 from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.measure.predictions import write_predictions
 from slimdeploy.measure.sweep import SweepGroup, SweepLatency, SweepPoint, group_points
-from slimdeploy.preprocessing import Preprocessing, first_problem
+from slimdeploy.preprocessing import first_problem
 
 _BATCH = 32
 
@@ -112,19 +111,13 @@ def _dense(sweep: Sweep) -> tuple[Path, Accuracy]:
             logits: NDArray[np.float32] = held["logits"]
         with _named_if_damaged(mark):
             engine = EngineInfo(**before["engine"])
-        return file, count(engine, sweep.test, _of_dense(file, sweep), logits)
+        return file, count(engine, sweep.test, sweep.source.preprocessing, logits)
     file = sweep.source.dense(sweep.folder)
-    found = measure(file, sweep.test, _of_dense(file, sweep), _BATCH, None)
+    found = measure(file, sweep.test, sweep.source.preprocessing, _BATCH, None)
     write_predictions(saved, found)
     record = {"settings": sweep.settings, "file": str(file), "sha256": model_digest(file)}
     write_text(mark, json.dumps({**record, "engine": found.engine.to_json()}, indent=2) + "\n")
     return file, found
-
-
-def _of_dense(file: Path, sweep: Sweep) -> Preprocessing:
-    """What the dense model's images go through: its own, where a manifest records it."""
-    recorded = read_manifest(file).preprocessing if manifest_path(file).is_file() else None
-    return recorded or sweep.source.preprocessing
 
 
 def _finished(sweep: Sweep, point: Point) -> SweepPoint | None:

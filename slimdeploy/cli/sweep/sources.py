@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from slimdeploy.cli.export.stage import Stage
 from slimdeploy.cli.sweep.points import Calibration, Point
-from slimdeploy.counts import Shape, counts_for_budget
+from slimdeploy.counts import Shape, counts_for_budget, counts_for_scoring
+from slimdeploy.dynamic import scorer_named
+from slimdeploy.errors import InputError
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule, ModelGeometry
@@ -58,8 +60,8 @@ class Source(Protocol):
         """What tells this source from others: its weights and how graphs are written."""
         ...
 
-    def check_impact(self, impact: str) -> None:
-        """Raises `InputError` for one that this source does not have."""
+    def check_point(self, point: Point) -> None:
+        """Raises `InputError` for an impact or flags that this source cannot make it with."""
         ...
 
     def dense(self, folder: Path) -> Path:
@@ -75,14 +77,21 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
     """Find out now what would stop the sweep after hours of work.
 
     Raises:
-        InputError: for a budget that no counts reach, or an impact that is not to be had.
+        InputError: for a budget that no counts reach, or what the source cannot make.
     """
     shared = source.calibration
     # Any of the shapes that `auto` tries can save what geometric counts can.
     shape: Shape = "geometric" if shared.shape == "auto" else shared.shape
     for point in points:
-        source.check_impact(point.impact)
-        counts_for_budget(source.geometry, point.wanted, shape, shared.multiple_of)
+        try:
+            source.check_point(point)
+        except InputError as error:
+            said = str(error)
+            # Of several impacts, or as `slim` calls it: --dynamic.
+            named = said if said.startswith("--impact") else f"--impact {point.impact}: {said}"
+            raise InputError(named) from error
+        counts = counts_for_scoring if scorer_named(point.impact) else counts_for_budget
+        counts(source.geometry, point.wanted, shape, shared.multiple_of)
 
 
 def export_stage(schedule: Path | None, options: GraphOptions) -> Stage:

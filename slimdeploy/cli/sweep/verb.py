@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, open_images, show
-from slimdeploy.cli.numbers import Count, OptionalCount, Ridge
+from slimdeploy.cli.numbers import Count, Limit, OptionalCount, Ridge
 from slimdeploy.cli.slim.flags import FileFlags, refuse
 from slimdeploy.cli.sweep.points import Calibration, Timing, listed, open_folder, points_of
 from slimdeploy.console import note
@@ -51,7 +51,7 @@ def sweep(
     batch_size: str = "1",
     threads: Count = 1,
     rounds: Count = 50,
-    max_top1_drop: float | None = None,
+    max_top1_drop: Limit = None,
     drop_by: DropBy = "mean",
     output: Path = Path("sweep"),
     file: Annotated[FileFlags, Parameter(name="*")] = FileFlags(),  # noqa: B008 (frozen)
