@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from slimdeploy.cli import main
-from slimdeploy.manifest import verify_manifest
+from slimdeploy.manifest import verify_manifest, write_manifest
+from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
 from tests.cli.classifiers import PIXELS, two_classes
 from tests.cli.test_bad_input import fails
@@ -42,6 +45,23 @@ def swept(capsys: pytest.CaptureFixture[str], dense: Path, data: Path, *more: ob
 
 def made_at(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.rglob("slim.onnx")}
+
+
+def test_what_the_flags_say_of_pixels_holds_for_dense_and_slim(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = ["--mac-reduction", "0.2", "--impact", "grid", "--reconstruct", "none", "--no-latency"]
+    wanted = swept(capsys, dense, photographs, *budget)["dense"]
+    other = Preprocessing(
+        input_size=(3, 64, 64), mean=(0.9, 0.1, 0.4), std=(0.2, 0.9, 0.3),
+        interpolation="nearest", crop_pct=0.5,
+    )  # fmt: skip
+    write_manifest(dense, kind="dense-onnx", made_from={}, command=(), preprocessing=other)
+    logits = [np.load(dense.with_name("out") / "dense.npz")["logits"]]
+    shutil.rmtree(dense.with_name("out"))
+    assert swept(capsys, dense, photographs, *budget)["dense"] == wanted
+    logits.append(np.load(dense.with_name("out") / "dense.npz")["logits"])
+    assert np.array_equal(*logits)
 
 
 def test_a_sweep_and_what_is_added_to_it(

@@ -37,12 +37,14 @@ def forward_search(case: Case, refit: bool) -> tuple[str, dict[str, float]]:
     lines: list[str] = []
     batch = batch_size(case.geometry.heads, case.geometry.tokens)
     with open_store() as store:
+        free = store.free
         search = Search(
             case.model, case.dense, case.geometry, case.blocks, case.images, len(case.images),
             batch, store, BUDGET, 1, "cover", RidgeOptions() if refit else None, GraphOptions(),
             0, "model",
         )  # fmt: skip
         shape, layers = search.run("auto", lines.append)
+        assert store.free == free
     assert [len(layer.keep) for layer in layers] == counts_for_budget(case.geometry, BUDGET, shape)
     return shape, errors(lines)
 
