@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TextIO
+from time import monotonic
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -60,9 +62,40 @@ def _silence(stream: TextIO) -> None:
     os.close(handle)
 
 
-def progress_bar() -> Progress:
-    """A progress bar on stderr; silent when stderr is not a terminal."""
-    return Progress(
+SECONDS_BETWEEN_LINES = 20.0
+"""Where there is no terminal to draw a bar on."""
+
+
+class Bar(Progress):
+    """A progress bar; where stderr is no terminal, a line every now and then in its place."""
+
+    lines = True
+    _told_at = 0.0
+
+    def start(self) -> None:
+        super().start()
+        self._told_at = monotonic()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        if not (self.disable and self.lines) or monotonic() - self._told_at < SECONDS_BETWEEN_LINES:
+            return
+        self._told_at = monotonic()
+        task = next(task for task in self.tasks if task.id == task_id)
+        whole = "" if task.total is None else f" of {task.total:.0f}"
+        note(f"{task.description}: {task.completed:.0f}{whole}")
+
+
+def progress_bar() -> Bar:
+    """A progress bar on stderr; where that is no terminal, a line every `SECONDS_BETWEEN_LINES`."""
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -78,6 +111,7 @@ def progress_bar() -> Progress:
 def told_steps(what: str, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps; each is told with a line, which stays where there is no bar."""
     with progress_bar() as progress:
+        progress.lines = False
         bar = progress.add_task(what, total=total)
 
         def tell(line: str) -> None:

@@ -31,7 +31,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     Raises:
         InputError: if the folder does not exist and cannot be made, or cannot be written, or has no
-            room for what the body writes.
+            room for what the body writes; or if `target` is a link, a device or a pipe.
     """
     temporary = _temporary_beside(target)
     try:
@@ -92,12 +92,14 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 def disk_refusal(error: OSError) -> str | None:
     """One line about what the disk refused anywhere else; None if it is no fault of the disk's."""
-    remedy = "make room there, allow access to it, or set TMPDIR"
     if error.errno == errno.ENOENT and error.filename is None:  # tempfile found no folder
-        return f"{error.strerror}; {remedy}"
+        return f"{error.strerror}; make room there, allow access to it, or set TMPDIR"
     if error.errno not in _REFUSALS:
         return None
-    return f"{error.filename or 'stdout, or a temporary file'}: {error.strerror}; {remedy}"
+    name = str(error.filename or "stdout, or a temporary file")
+    remedy = "make room there" if error.errno in _FULL else "allow access to it"
+    moved = ", or set TMPDIR" if error.filename is None or TEMPORARY in name else ""
+    return f"{name}: {error.strerror}; {remedy}{moved}"
 
 
 def _system_reason(error: Exception) -> str | None:
@@ -146,8 +148,7 @@ def _sync_folder(folder: Path) -> None:
 def _temporary_beside(target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            raise InputError(f"{target}: is a folder; name a file")
+        _require_replaceable(target)
         handle, name = tempfile.mkstemp(
             prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent
         )
@@ -158,21 +159,36 @@ def _temporary_beside(target: Path) -> Path:
     return Path(name)
 
 
+def _require_replaceable(target: Path) -> None:
+    """Renaming over a link or a device would not write to it but do away with it."""
+    if target.is_symlink():
+        raise InputError(f"{target}: is a link to {target.readlink()}; name the file itself")
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; name a file")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{target}: is a device or a pipe; name a file")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def check_writable(target: Path, *inputs: Path | None) -> None:
+def check_writable(target: Path, *others: Path | None) -> None:
     """Fail now, not after an hour of work, if `target` could not or should not be written.
 
+    Args:
+        others: the files that the command reads, and those that it writes beside this one.
+
     Raises:
-        InputError: as `atomic_path`, or if it is one of the files that the command reads.
+        InputError: as `atomic_path`, or if it is one of the others.
     """
-    for path in inputs:
+    for path in others:
         if path is not None and path.resolve() == target.resolve():
-            raise InputError(f"{target}: is an input of this command too; choose another name")
+            raise InputError(
+                f"{target}: is another file that this command reads or writes; choose another name"
+            )
     _temporary_beside(target).unlink()
 
 

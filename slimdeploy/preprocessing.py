@@ -26,6 +26,10 @@ Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
 _DEEP_MODES = ("I", "F")
 
 
+_LARGEST = 2.0
+"""No mean or deviation of pixels from 0 to 1 comes near it."""
+
+
 def first_problem(error: ValidationError) -> str:
     """`field[2].name: what is wrong` for the first of pydantic's complaints, on one line."""
     problem = error.errors(include_url=False)[0]
@@ -53,7 +57,7 @@ class Preprocessing(BaseModel):
     Attributes:
         input_size: channels (always 3), height and width of the model's input, in pixels.
         mean: subtracted from each channel, on a scale of 0 to 1.
-        std: each channel is then divided by it.
+        std: each channel is then divided by it, on the same scale.
         interpolation: how the image is resized.
         crop_pct: the share of the resized image's shorter edge that the central crop keeps.
         crop_mode: only "center": keep the aspect ratio and cut off what sticks out.
@@ -96,6 +100,14 @@ class Preprocessing(BaseModel):
         if size[0] != 3 or min(size) < 1:
             raise ValueError(f"{list(size)} is not 3 channels, height, width in pixels")
         return size
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_unit_scale(cls, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        # ImageNet's mean on the other scale is 123.675 116.28 103.53: all images would look alike.
+        if max(values) > _LARGEST:
+            raise ValueError(f"{list(values)} is for pixels from 0 to 255: divide it by 255")
+        return values
 
     @field_validator("std")
     @classmethod

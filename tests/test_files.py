@@ -54,3 +54,27 @@ def test_targets_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         check_writable(tmp_path)
     check_writable(tmp_path / "fine.json")
     assert not (tmp_path / "fine.json").exists()
+
+
+def test_links_devices_and_pipes_are_not_renamed_over(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_text(target, "kept")
+    link, dangling, pipe = (tmp_path / name for name in ("link.json", "none.json", "pipe.json"))
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "absent.json")
+    os.mkfifo(pipe)
+    for path, reason in (
+        (link, "is a link to .*a.json; name the file itself"),
+        (dangling, "is a link to .*absent.json"),
+        (pipe, "is a device or a pipe; name a file"),
+        (Path(os.devnull), "is a device or a pipe; name a file"),
+    ):
+        for write in (lambda path: write_text(path, "new"), check_writable):
+            with pytest.raises(InputError, match=reason):
+                write(path)
+    assert target.read_text() == "kept"
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.json", "link.json", "none.json", "pipe.json"
+    }  # fmt: skip

@@ -109,3 +109,10 @@ def test_refuses_to_clip_a_16_bit_image() -> None:
     deep = Image.fromarray(np.full((9, 9), 40000, np.uint16))
     with pytest.raises(InputError, match="more than 8 bits: convert it to 8 first"):
         IMAGENET.apply(deep)
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_numbers_for_pixels_up_to_255_are_refused(field: str) -> None:
+    given = IMAGENET.model_dump() | {field: (123.675, 116.28, 103.53)}
+    with pytest.raises(InputError, match=f"{field}: .* is for pixels from 0 to 255: divide it"):
+        Preprocessing.parse(given)

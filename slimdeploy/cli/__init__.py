@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from slimdeploy import __version__
 from slimdeploy.console import arguments, note
@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
         note(f"slimdeploy: error: {error}")
         sys.exit(error.exit_code)
     except CycloptsError as error:
-        note(f"slimdeploy: error: {one_line(error)} See `slimdeploy --help`.")
+        note(f"slimdeploy: error: {_misuse(error, words)}")
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(_UNREAD)
@@ -80,3 +80,16 @@ def main(words: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         note("slimdeploy: interrupted")
         sys.exit(130)
+
+
+def _misuse(error: CycloptsError, words: Sequence[str]) -> str:
+    """What the parser could not make sense of, and where the options are described."""
+    verb = f" {words[0]}" if words and words[0] in _VERBS else ""
+    said = one_line(error)
+    if isinstance(error, UnusedCliTokensError):
+        said = f"{' '.join(error.unused_tokens or ())}: no option before it takes so many values."
+    elif isinstance(error, MissingArgumentError) and error.argument and error.tokens_so_far:
+        wanted = error.argument.token_count()[0]
+        given = " ".join(error.tokens_so_far)
+        said = f"{error.argument.name} {given}: takes {wanted} values with spaces between."
+    return f"{said} See `slimdeploy{verb} --help`."

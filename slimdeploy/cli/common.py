@@ -9,24 +9,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
 from rich.console import Console, Group, RenderableType
 
 from slimdeploy.console import arguments, give
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable, staged
-from slimdeploy.images import ImageFolder
 from slimdeploy.macs import dense_macs, schedule_macs
-from slimdeploy.measure.onnx_file import external_files, model_digest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.report.tables import schedule_table
 from slimdeploy.schedule import KeepSchedule, WeightsFile
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
     from torch import nn
 
+    from slimdeploy.images import ImageFolder
     from slimdeploy.store import Store
 
 
@@ -34,6 +33,8 @@ def open_images(
     data_dir: Path, split: str | None, default: str, *, labelled: bool = True
 ) -> ImageFolder:
     """The image folder at `data_dir`, or at one of its splits: the asked one, else the default."""
+    from slimdeploy.images import ImageFolder
+
     if split is None and (data_dir / default).is_dir():
         split = default
     return ImageFolder.open(data_dir, split, labelled=labelled)
@@ -63,6 +64,8 @@ def weights_file(path: Path, schedule_path: Path, lies_at: Path | None = None) -
 
     `lies_at` is where the weights are as yet, if not at `path`.
     """
+    from slimdeploy.measure.onnx_file import model_digest
+
     relative = os.path.relpath(path.resolve(), schedule_path.resolve().parent)
     return WeightsFile(path=Path(relative).as_posix(), sha256=model_digest(lies_at or path))
 
@@ -106,6 +109,8 @@ def find_weights(
     Raises:
         InputError: if the file is gone or another one.
     """
+    from slimdeploy.measure.onnx_file import model_digest
+
     if reference is None:
         return None
     path = schedule_path.parent / reference.path
@@ -164,6 +169,17 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return load_model(path)
 
 
+def check_suffix(flag: str, path: Path, suffix: str) -> None:
+    """Fail if a file would be written whose name says that it is of another kind.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    if path.suffix != suffix:
+        article = "an" if suffix == ".onnx" else "a"
+        raise InputError(f"{flag} {path}: name {article} {suffix} file")
+
+
 def check_weights_safe(target: Path, model: Path | None) -> None:
     """Fail if `target` is a file of weights that the ONNX file `model` keeps beside it.
 
@@ -173,6 +189,7 @@ def check_weights_safe(target: Path, model: Path | None) -> None:
     if model is None or not target.is_file():
         return
     from slimdeploy.graph.files.storage import parse_model
+    from slimdeploy.measure.onnx_file import external_files
 
     check_writable(target, *(model.parent / name for name in external_files(parse_model(model))))
 

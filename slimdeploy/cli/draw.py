@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from slimdeploy.cli.common import load_arrays, load_onnx, open_images, show
+from slimdeploy.cli.common import check_suffix, load_arrays, load_onnx, open_images, show
 from slimdeploy.cli.numbers import Count, Seed
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
@@ -46,10 +46,11 @@ def draw(
     from slimdeploy.images import read_image
     from slimdeploy.report.kept_patches import draw_kept_patches
 
-    if output.suffix != ".png":
-        raise InputError(f"--output {output}: name a .png file")
     check_writable(output, keep_schedule, slim)
+    check_suffix("--output", output, ".png")
     schedule = KeepSchedule.read(keep_schedule)
+    if slim is not None and schedule.dynamic is None:
+        raise InputError(f"--slim: {keep_schedule} keeps the same patches for all images; leave it")
     folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
     kept = [schedule.keep] * len(folder)
     if schedule.dynamic is not None:

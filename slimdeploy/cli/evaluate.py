@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from slimdeploy.cli.common import check_weights_safe, open_images, show
+from slimdeploy.cli.image_size import channels_first, taken_size
 from slimdeploy.cli.numbers import Count, Limit, OptionalCount
-from slimdeploy.console import progress_bar
+from slimdeploy.cli.preprocessing import Pixels
+from slimdeploy.console import note, progress_bar
 from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.manifest import manifest_path, verify_manifest
@@ -30,6 +34,7 @@ def evaluate(
     threads: OptionalCount = None,
     predictions: Path | None = None,
     provider: Provider = "cpu",
+    pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> None:
     """Top-1 accuracy on an image folder, through the preprocessing the artifact was made with.
@@ -38,12 +43,12 @@ def evaluate(
     --dense what slimming changed, image by image, with intervals.
 
     Args:
-        artifact: an ONNX file or an engine, with its manifest beside it, which records the
-            preprocessing; for a file of your own, `plan --onnx` takes it (--mean and --std).
+        artifact: an ONNX file or an engine. Its manifest records the preprocessing; for a file of
+            your own, give --mean and --std.
         data_dir: labelled images: an image folder, or one with train/val/test inside.
         split: split of the data (test if there is one).
         dense: the dense model's file, to compare with image by image. Where none is recorded for
-            it, its images go through the same preprocessing.
+            it, its images go through the same preprocessing, and they do with --mean and --std.
         batch_size: images a call.
         max_top1_drop: fail (exit 1) if top-1 is more points below that of --dense, as 0.5.
         threads: of the runtime (default: its own choice).
@@ -61,20 +66,25 @@ def evaluate(
     for path in models:
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the path of a model or an engine")
+    pixels.check()
     if predictions is not None:
         check_predictions(predictions, *models, *map(manifest_path, models))
         for model in models:
             check_weights_safe(predictions, model)
     folder = open_images(data_dir, split, "test")
-    preprocessing = recorded(artifact)
+    preprocessing = preprocessing_of(artifact, pixels)
     found = measure(artifact, folder, preprocessing, batch_size, threads, provider)
     if dense is None:
         if predictions is not None:
             write_predictions(predictions, found)
         show(found.to_json(), accuracy_table(found), json)
         return
-    if manifest_path(dense).is_file():
-        preprocessing = verify_manifest(dense).preprocessing or preprocessing
+    other = preprocessing_of(dense, pixels, preprocessing)
+    if other != preprocessing:
+        note(
+            f"{dense}: its manifest records other preprocessing than {artifact}'s; each has its own"
+        )
+        preprocessing = other
     reference = measure(dense, folder, preprocessing, batch_size, threads, provider)
     compared = compare_accuracy(reference, found)
     if predictions is not None:
@@ -89,20 +99,31 @@ def evaluate(
         )
 
 
-def recorded(artifact: Path) -> Preprocessing:
-    """The preprocessing in the manifest of `artifact`.
+def preprocessing_of(
+    artifact: Path, pixels: Pixels, otherwise: Preprocessing | None = None
+) -> Preprocessing:
+    """What the flags say, else the manifest of `artifact`, else `otherwise`.
 
     Raises:
-        InputError: if there is none.
+        InputError: if nothing does.
         GateError: if the manifest is for another file.
     """
-    found = verify_manifest(artifact).preprocessing
+    has_manifest = manifest_path(artifact).is_file() or artifact.suffix != ".onnx"
+    recorded = verify_manifest(artifact).preprocessing if has_manifest else None
+    if pixels.mean is not None:
+        size = recorded.input_size if recorded else channels_first(_size(artifact))
+        recorded = pixels.over(recorded, size, artifact)
+    found = recorded or otherwise
     if found is None:
-        raise InputError(
-            f"{artifact}: its manifest records no preprocessing; give plan --onnx --mean and "
-            "--std, and export it again with that schedule"
-        )
+        what = "its manifest records no" if has_manifest else "no manifest beside it records its"
+        raise InputError(f"{artifact}: {what} preprocessing; give --mean and --std")
     return found
+
+
+def _size(artifact: Path) -> tuple[int, int, int]:
+    from slimdeploy.measure.onnx_file import load_structure
+
+    return taken_size(load_structure(artifact), artifact)
 
 
 def measure(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from slimdeploy.cli.common import (
+    check_suffix,
     dense_weights,
     find_weights,
     open_images,
@@ -100,8 +101,10 @@ class _Job:
 
     def check_outputs(self, output: Path, output_schedule: Path | None) -> None:
         check_writable(output, self.path, self.dense, self.initial)
+        check_suffix("--output", output, ".safetensors")
         if output_schedule is not None:
             check_writable(output_schedule, self.dense, self.initial, output)
+            check_suffix("--output-schedule", output_schedule, ".json")
 
 
 def _open_validation(data_dir: Path, split: str | None, trained_on: ImageFolder) -> Any:

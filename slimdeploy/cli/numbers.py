@@ -11,13 +11,24 @@ from cyclopts import Parameter, Token, validators
 from slimdeploy.errors import InputError
 from slimdeploy.slim.choices import Strength
 
-Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """Without this, 1.5 would be taken for 2."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value} is no whole number.") from None
+
+
+Count = Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=1))]
 """How many of something there must be at least one of."""
 
-OptionalCount = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
+OptionalCount = Annotated[
+    int | None, Parameter(converter=_whole, validator=validators.Number(gte=1))
+]
 """The same where leaving it out means something of its own."""
 
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0))]
+Seed = Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=0))]
 """Of random choices; NumPy's generators take none below zero."""
 
 

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import (
+    check_suffix,
     check_weights_safe,
     command_line,
     separated,
@@ -68,14 +69,17 @@ def plan(
     """
     check_writable(output, checkpoint, onnx)
     check_weights_safe(output, onnx)
+    check_suffix("--output", output, ".json")
     if onnx is not None:
+        if model is not None:
+            raise InputError("--model: does not go with --onnx; give one of the two")
         _goes_with(
             "--model, not with --onnx",
-            model=model, checkpoint=checkpoint, num_classes=num_classes, img_size=img_size,
+            checkpoint=checkpoint, num_classes=num_classes, img_size=img_size,
         )  # fmt: skip
         pixels.check()
         geometry, preprocessing = _of_file(onnx, separated(outputs))
-        preprocessing = pixels.stated(geometry.input_size) or preprocessing
+        preprocessing = pixels.over(preprocessing, geometry.input_size, onnx)
     elif model is not None:
         _goes_with(
             "--onnx, not with --model",

@@ -2,7 +2,9 @@
 
 # Annotations are objects here: cyclopts resolves inherited names in the module of the heir.
 from dataclasses import dataclass
+from pathlib import Path
 
+from slimdeploy.console import note
 from slimdeploy.errors import InputError
 from slimdeploy.preprocessing import Interpolation, Preprocessing
 
@@ -40,6 +42,19 @@ class Pixels:
             for name, value in given.items():
                 if value is not None:
                     raise InputError(f"--{name}: goes with --mean and --std")
+
+    def over(
+        self, recorded: Preprocessing | None, size: tuple[int, int, int], path: Path
+    ) -> Preprocessing | None:
+        """What the flags say, else what the manifest of `path` does; tells where they differ.
+
+        Raises:
+            InputError: as `stated`.
+        """
+        given = self.stated(size)
+        if given is not None and recorded is not None and given != recorded:
+            note(f"{path}: its manifest records other preprocessing than the flags, which hold")
+        return given or recorded
 
     def stated(self, size: tuple[int, int, int]) -> Preprocessing | None:
         """What the flags say; None if they say nothing.

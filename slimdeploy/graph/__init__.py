@@ -19,9 +19,14 @@ Code map:
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from slimdeploy.graph.options import GraphOptions
-from slimdeploy.graph.postconditions import BlockCount, check_graph
-from slimdeploy.graph.slimming import SlimGraph, dense_graph, lossless_graph, slim_graph
+
+if TYPE_CHECKING:
+    from slimdeploy.graph.postconditions import BlockCount, check_graph
+    from slimdeploy.graph.slimming import SlimGraph, dense_graph, lossless_graph, slim_graph
 
 __all__ = [
     "BlockCount",
@@ -32,3 +37,14 @@ __all__ = [
     "lossless_graph",
     "slim_graph",
 ]
+
+_CHECKS = ("BlockCount", "check_graph")
+
+
+def __getattr__(name: str) -> Any:
+    # `--help` needs the options alone: the rest, which takes a quarter of a second, is loaded when
+    # it is asked for.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "postconditions" if name in _CHECKS else "slimming"
+    return getattr(import_module(f"{__name__}.{module}"), name)

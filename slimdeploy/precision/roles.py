@@ -64,7 +64,9 @@ def check_names(work: Work, names: Collection[str], flag: str) -> None:
     known = {name for node in work.graph.nodes for name in (node.name, node.outputs[0].name)}
     for name in names:
         if name not in known:
-            raise InputError(f"{flag} {name}: the graph has no such node; `inspect` names blocks")
+            raise InputError(
+                f"{flag} {name}: neither a node nor an output of one; see the file in a viewer"
+            )
 
 
 def too_large(node: Node, low: str) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from slimdeploy.engine.protocol import EngineInfo
-from slimdeploy.measure.accuracy import Accuracy, AccuracyComparison
-from slimdeploy.measure.stats import Interval
-from slimdeploy.measure.timing import Latency, LatencyComparison, TimingProtocol
+if TYPE_CHECKING:
+    from slimdeploy.engine.protocol import EngineInfo
+    from slimdeploy.measure.accuracy import Accuracy, AccuracyComparison
+    from slimdeploy.measure.stats import Interval
+    from slimdeploy.measure.timing import Latency, LatencyComparison, TimingProtocol
 
 
 def latency_table(comparison: LatencyComparison) -> RenderableType:

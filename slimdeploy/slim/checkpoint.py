@@ -47,7 +47,10 @@ class Checkpoint:
             else:
                 state, metadata = load_state_dict(str(path), weights_only=True), {}
         except Exception as error:  # pickle raises whatever the bytes spell
-            raise InputError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
+            reason = "; safetensors go by the name .safetensors" * (path.suffix != ".safetensors")
+            raise InputError(
+                f"{path}: not a readable checkpoint ({one_line(error, 80)}){reason}"
+            ) from error
         for key, value in state.items():
             if not isinstance(value, Tensor):
                 raise InputError(f"{path}: holds no state dict ('{key}' is not a tensor)")

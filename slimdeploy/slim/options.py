@@ -115,6 +115,8 @@ class FinetuneOptions:
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             low, high = self.ratio
             raise InputError(f"--ratio {low} {high}: must be two, above 0, the smaller first")
+        if self.relative_lr and self.layer_decay != type(self).layer_decay:
+            raise InputError(f"{self._said('layer_decay')}: goes with --no-relative-lr")
         if self.token_layers and not self.token_weight:
             raise InputError("--token-layers: goes with --token-weight, which is 0")
 

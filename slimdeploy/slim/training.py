@@ -110,7 +110,11 @@ class StateFile:
         self.saved_at = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
-        """The unfinished run's state; None if there is none, it is another's or unreadable."""
+        """The unfinished run's state; None if there is none, or it is unreadable.
+
+        Raises:
+            InputError: if it is another run's, whose hours of work are not to be overwritten.
+        """
         if self.path is None or not self.path.is_file():
             return None
         try:
@@ -119,8 +123,10 @@ class StateFile:
             note(f"{self.path}: unreadable ({one_line(error, 80)}); starting anew")
             return None
         if state.get("identity") != self.identity:
-            note(f"{self.path}: is of another run; starting anew")
-            return None
+            raise InputError(
+                f"{self.path}: is an unfinished run of other options, weights or images; finish it "
+                "with its own command, choose another --output, or remove the file"
+            )
         return state
 
     def remove(self) -> None:

@@ -124,9 +124,9 @@ def test_inputs_are_never_overwritten(
     slim = ["slim", *model, "--data-dir", photographs, "--mac-reduction", "0.4"]
     for output in ("dense.json", "dense.safetensors", "a.safetensors"):
         line = fails(capsys, *slim, "--output", tmp_path / output)
-        assert "is an input of this command too; choose another name" in line
+        assert "is another file that this command reads or writes; choose another name" in line
     line = fails(capsys, "plan", *model, "--output", dense)
-    assert "is an input of this command too" in line
+    assert "is another file that this command" in line
     assert dense.read_bytes() == checkpoint.read_bytes()
 
 
@@ -172,7 +172,8 @@ def test_bad_image_folders(
         "finetune": ["--keep-schedule", planned],
         "verify": ["--keep-schedule", planned, "--slim", planned.parent / "absent.onnx"],
     }[verb]
-    output = [] if verb == "verify" else ["--output", tmp_path / "out" / "file"]
+    name = {"slim": "file.json", "finetune": "file.safetensors"}.get(verb)
+    output = [] if name is None else ["--output", tmp_path / "out" / name]
     line = fails(capsys, verb, *arguments, "--data-dir", data, *output)
     assert words in line
     assert not list(tmp_path.glob("out/*"))

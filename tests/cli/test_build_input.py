@@ -159,11 +159,11 @@ OPTIONS: list[tuple[tuple[str, ...], str]] = [
     (("--backend", "tensorrt", "--provider", "cuda"), "is for --backend onnxruntime"),
     ((*RTX, "--output", "m2.onnx"), "writes .plan or .engine or .trt files"),
     ((*ORT, "--output", "m2.plan"), "writes .onnx files"),
-    ((*ORT, "--output", "m.onnx"), "m.onnx: is an input of this command too"),
+    ((*ORT, "--output", "m.onnx"), "m.onnx: is another file that this command"),
     ((*RTX, "--output", "."), "writes .plan or .engine or .trt files"),
     ((*RTX, "--output", "m.onnx/x.plan"), "m.onnx/x.plan: cannot be written ("),
     ((*RTX, "--output", "/sys/x.plan"), "/sys/x.plan: cannot be written ("),
-    ((*RTX, "--layers", "m.onnx"), "m.onnx: is an input of this command too"),
+    ((*RTX, "--layers", "m.onnx"), "m.onnx: is another file that this command"),
     ((*RTX, "--keep-schedule", "absent.json"), "absent.json"),
 ]
 

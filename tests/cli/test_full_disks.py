@@ -133,17 +133,16 @@ def test_verify(
         line = error_of(words, capsys)
     assert line.endswith("model.onnx: cannot be written (File too large); make room there or set "
                          "TMPDIR")  # fmt: skip
-    nowhere = "; make room there, allow access to it, or set TMPDIR"
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "tempdir", "/sys")
         line = error_of(words, capsys)
         assert "error: /sys/slimdeploy-temporary-" in line
-        assert line.endswith(nowhere)
+        assert line.endswith("; allow access to it, or set TMPDIR")
         patch.setattr(tempfile, "tempdir", None)
         with room_for(0):
             line = error_of(words, capsys)
         assert "No usable temporary directory found in" in line
-        assert line.endswith(nowhere)
+        assert line.endswith("; make room there, allow access to it, or set TMPDIR")
     full_for("v.json", monkeypatch)
     assert f"{folder / 'v.json'}: {FULL}" in error_of(words, capsys)
     assert left(folder) == set()

@@ -50,3 +50,23 @@ def test_a_gate_that_is_no_number_would_let_everything_pass(
         main([*words.split(), flag, "nan"])
     assert caught.value.code == 2
     assert f'"nan" for {flag}. Must be a number.' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("slim --onnx a --data-dir b --images 1.5", "1.5 is no whole number. See `slimdeploy slim"),
+        ("slim --onnx a --data-dir b --mean 0.1 0.2", "--mean 0.1 0.2: takes 3 values with spaces"),
+        ("plan --onnx a --mean 0.1,0.2,0.3", "--mean 0.1,0.2,0.3: takes 3 values with spaces"),
+        ("plan --onnx a --mean 1 1 1 4", "4: no option before it takes so many values. See `slimd"),
+        ("plan --onnx a --shape round", "See `slimdeploy plan --help`"),
+        ("plum", "See `slimdeploy --help`"),
+    ],
+)
+def test_what_the_parser_refuses_names_the_flag_and_the_help(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err

@@ -227,8 +227,8 @@ THREE = ["0.5", "0.5", "0.5"]
 def test_a_flag_that_would_do_nothing_is_refused(
     dense: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = dense.with_name("output.onnx")
     verb, *more = arguments
+    output = dense.with_name("output.json" if verb == "plan" else "output.onnx")
     assert words in fails(capsys, verb, "--onnx", dense, *more, "--output", output)
     assert not output.exists()
 
@@ -247,7 +247,7 @@ def test_a_flag_for_files_is_refused_for_a_timm_model(
     tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verb, *more = arguments
-    output = tmp_path / "output.onnx"
+    output = tmp_path / ("output.json" if verb == "plan" else "output.onnx")
     line = fails(capsys, verb, "--model", "test_vit", *more, "--output", output)
     assert words in line
 
@@ -274,11 +274,18 @@ def test_accuracy_beside_a_dense_file_of_which_nothing_is_recorded(
     evaluate = ["evaluate", slim, "--dense", dense, "--data-dir", images]
     run(capsys, "plan", "--onnx", dense, "--output", sched)
     run(capsys, "export", "--keep-schedule", sched, "--output", slim)
-    assert "give plan --onnx --mean and --std" in fails(capsys, *evaluate)
+    assert "slim.onnx: its manifest records no preprocessing; give --mean" in fails(
+        capsys, *evaluate
+    )
+    line = fails(capsys, "evaluate", dense, "--data-dir", images)
+    assert "dense.onnx: no manifest beside it records its preprocessing; give --mean" in line
+    given = ["--mean", *THREE, "--std", *THREE]
+    alone = run(capsys, "evaluate", dense, "--data-dir", images, *given)
+    assert run(capsys, *evaluate, *given)["dense"] == alone
     run(capsys, "plan", "--onnx", dense, "--mean", *THREE, "--std", *THREE, "--output", sched)
     run(capsys, "export", "--keep-schedule", sched, "--output", slim)
     found = run(capsys, *evaluate)
-    assert found["dense"]["preprocessing"] == found["slim"]["preprocessing"]
+    assert found["dense"] == alone
 
 
 def onnx_classes(path: Path) -> int:
@@ -298,7 +305,7 @@ def test_no_output_replaces_what_is_read(dense: Path, capsys: pytest.CaptureFixt
     onnx.save(onnx.load(dense), dense, save_as_external_data=True, location=data.name)
     run(capsys, "plan", "--onnx", dense, "--output", manifest)
     before = {path.name: path.read_bytes() for path in dense.parent.iterdir()}
-    refused = "is an input of this command too"
+    refused = "is another file that this command"
     assert refused in fails(capsys, "plan", "--onnx", dense, "--output", data)
     line = fails(capsys, "verify", "--dense", dense, "--slim", dense, "--output", data)
     assert f"{data}: {refused}" in line

@@ -277,8 +277,14 @@ def test_calibration_that_cannot_be_read(
         (["--precision", "int8", "--ranges", "r", "--calibration", "c"], "give one of them"),
         (["--precision", "int8", "--ranges", "r", "--max-logit-error", "1"], "is judged on"),
         (["--precision", "fp16", "--ranges", "r"], "--ranges goes with int8 and fp8"),
+        (["--precision", "fp16", "--rest", "bf16"], "--rest: goes with int8 and fp8, not fp16"),
+        (["--precision", "bf16", "--output-ranges", "r"], "--output-ranges: goes with int8 and"),
+        (["--precision", "int8", "--percentile", "99"], "--percentile: goes with --method perc"),
         (["--precision", "int8", "--calibration", "c", "--smooth", "2"], "between 0 and 1"),
-        (["--precision", "fp16", "--keep-float32", "nobody"], "the graph has no such node"),
+        (
+            ["--precision", "fp16", "--keep-float32", "nobody"],
+            "neither a node nor an output of one",
+        ),
     ],
 )
 def test_flags_that_make_no_sense(
@@ -293,7 +299,7 @@ def test_outputs_that_must_not_or_cannot_be_written(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["quantize", small, "--precision", "fp16", "--output"]
-    assert "is an input of this command too" in fails(capsys, *words, small)
+    assert "is another file that this command" in fails(capsys, *words, small)
     (small.parent / "file").write_text("")
     assert "cannot be written" in fails(capsys, *words, small.parent / "file" / "q.onnx")
     (small.parent / "folder.onnx").mkdir()

@@ -236,12 +236,54 @@ def test_files_that_must_not_be_written(
     dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["slim", "--onnx", dense, "--data-dir", photographs, "--mac-reduction", "0.3", *PIXELS]
-    assert "is an input of this command" in fails(capsys, *words, "--output", dense)
+    assert "is another file that this command" in fails(capsys, *words, "--output", dense)
     line = fails(capsys, *words, "--output", dense.with_name("slim.engine"))
     assert "name an .onnx file" in line
     line = fails(capsys, *words, "--output-schedule", dense.with_name("dense.onnx.json"))
-    assert "is an input of this command" in line
+    assert "is another file that this command" in line
     assert {path.name for path in dense.parent.iterdir()} == {"dense.onnx"}
     assert "give --model NAME" in fails(capsys, "slim", "--data-dir", photographs)
     line = fails(capsys, "slim", "--model", "m", "--data-dir", photographs, "--select", "slice")
     assert "--select: does not go with --model" in line
+
+
+def test_a_refitted_schedule_with_the_weights_of_before_is_told(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, again = dense.with_name("slim.onnx"), dense.with_name("refitted.onnx")
+    slim(capsys, dense, photographs, "--output", out, "--output-checkpoint", again)
+    schedule = out.with_suffix(".json")
+    hint = "has those from before the refit; `slim --output-checkpoint refitted.onnx` writes"
+
+    def exported(*more: object) -> Any:
+        other = dense.with_name("other.onnx")
+        words = ["export", "--keep-schedule", schedule, "--output", other, *more, "--json"]
+        main([str(word) for word in words])
+        return json.loads(capsys.readouterr().out)["notes"]
+
+    assert any(hint in note for note in exported())
+    assert not exported("--onnx", again)
+    strange = dense.with_name("strange.onnx")
+    onnx.save(export("layerscale", "dynamo18", True), strange)
+    assert any("made for other weights than" in note for note in exported("--onnx", strange))
+    check = ["verify", "--slim", out, "--keep-schedule", schedule, "--dense"]
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in [*check, dense]])
+    told = capsys.readouterr()
+    assert caught.value.code == 1
+    assert hint in told.err
+    assert hint in told.out.replace("\n", " ")
+    main([str(word) for word in [*check, again]])
+
+
+def test_flags_that_contradict_the_manifest_are_told(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = dense.with_name("refitted.onnx")
+    slim(capsys, dense, photographs, "--output", dense.with_name("a.onnx"),
+         "--output-checkpoint", again)  # fmt: skip
+    words = ["slim", "--onnx", again, "--data-dir", photographs, "--mac-reduction", "0.3"]
+    words += ["--output", dense.with_name("b.onnx"), "--mean", 0.1, 0.2, 0.3, "--std", *HALF]
+    main([str(word) for word in words])
+    said = "its manifest records other preprocessing than the flags, which hold"
+    assert f"{again}: {said}" in capsys.readouterr().err

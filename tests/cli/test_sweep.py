@@ -269,7 +269,8 @@ BAD = [
     ),
     (["--impact", "cover,key-norm", "--pool-kept"], "--impact key-norm: --pool-kept: does not"),
     (["--reconstruct", "gradient"], "--reconstruct gradient: needs --model"),
-    (["--output-schedule", "a.json"], "--output-schedule: does not go with sweep"),
+    (["--output-schedule", "a.json"], "Unknown option: --output-schedule."),
+    (["--ridge", "2", "--reconstruct", "none"], "--ridge: goes with --reconstruct refit, not none"),
     (["--split", "val"], "has no split 'val'"),
 ]
 

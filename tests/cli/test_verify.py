@@ -264,7 +264,7 @@ def test_weights_beside_the_file_are_hashed_too(files: dict[str, Path]) -> None:
         (["--images", "0"], "for --images. Must be >= 1"),
         (["--tolerance", "0"], "--tolerance 0.0: must be above 0"),
         (["--checkpoint", "w.safetensors"], "--checkpoint: does not go with --dense"),
-        (["--output", "SLIM"], "is an input of this command too"),
+        (["--output", "SLIM"], "is another file that this command"),
         (["--data-dir", "absent"], "absent: no such folder"),
         (["--dense", "absent.onnx"], "absent.onnx: no such file"),
         (["--threads", "0"], "for --threads. Must be >= 1"),
@@ -319,7 +319,9 @@ def test_the_record_does_not_replace_a_manifest(
     files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = files["slim.onnx"].with_name("slim.onnx.json")
-    assert "is an input of this command" in fails(capsys, words(files, "--output", manifest), 2)
+    assert "is another file that this command" in fails(
+        capsys, words(files, "--output", manifest), 2
+    )
 
 
 @pytest.mark.parametrize("flag", ["--pool-kept", "--no-per-block", "--threads=1", "--output=x"])
@@ -337,7 +339,13 @@ def test_inspect_shows_the_record(
     main(words(files))
     capsys.readouterr()
     path = files["slim.onnx"].with_name("slim.onnx.verify.json")
-    main(["inspect", str(path)])
+    main(["inspect", str(path), "--json"])
     assert json.loads(capsys.readouterr().out) == record(files)
+    main(["inspect", str(path)])
+    said = capsys.readouterr().out
+    assert f"{files['slim.onnx']}: PASSED against {files['dense.onnx']}" in said
+    path.write_text('{"kind": "verification"}')
+    damaged = "a damaged record of kind 'verification'"
+    assert damaged in fails(capsys, ["inspect", str(path)], 2)
     path.write_text("{}")
     assert "neither a keep schedule nor a manifest" in fails(capsys, ["inspect", str(path)], 2)

@@ -45,7 +45,7 @@ def test_a_table_reads_back_exactly(tmp_path: Path) -> None:
 def test_what_is_read_is_not_overwritten(tmp_path: Path) -> None:
     model = tmp_path / "m.csv"
     model.write_bytes(b"a model")
-    with pytest.raises(InputError, match="is an input of this command too"):
+    with pytest.raises(InputError, match="is another file that this command"):
         check_predictions(model, None, model)
     with pytest.raises(InputError, match=r"name a file that ends in \.npz or \.csv"):
         check_predictions(tmp_path / "p.json")

@@ -179,13 +179,16 @@ def test_a_full_disk_is_one_line_and_spares_the_last_state(tmp_path: Path) -> No
     assert (file.read() or {})["step"] == 1
 
 
-def test_another_runs_state_is_not_used(
+def test_another_runs_state_is_neither_used_nor_overwritten(
     make_vit: Callable[..., Any], photographs: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "run.state"
     runner(make_vit, photographs, state, epochs=1).run()
     assert runner(make_vit, photographs, state, epochs=1)._resume() == 3
-    assert runner(make_vit, photographs, state, epochs=1, lr=1e-4)._resume() == 0
+    before = state.read_bytes()
+    with pytest.raises(InputError, match=r"run\.state: is an unfinished run of other options"):
+        runner(make_vit, photographs, state, epochs=1, lr=1e-4).run()
+    assert state.read_bytes() == before
 
 
 def test_a_diverged_run_is_not_saved(
@@ -230,6 +233,7 @@ def test_a_damaged_state_starts_anew(
         ({"ratio": (0.0, 1.0)}, "--ratio 0.0 1.0: must be two, above 0, the smaller first"),
         ({"ratio": (1.1, 0.9)}, "--ratio 1.1 0.9: must be two"),
         ({"ratio": (float("nan"), 1.0)}, "--ratio nan 1.0: must be two"),
+        ({"layer_decay": 0.5}, "--layer-decay 0.5: goes with --no-relative-lr"),
         ({"token_layers": (2,)}, "--token-layers: goes with --token-weight, which is 0"),
     ],
 )

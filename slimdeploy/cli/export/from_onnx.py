@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from slimdeploy.cli.common import command_line, load_onnx, onnx_logits
 from slimdeploy.cli.export.stage import PACKAGES, Stage
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
+from slimdeploy.cli.other_weights import weights_remark
 from slimdeploy.errors import MissingError
 from slimdeploy.files import TEMPORARY
 from slimdeploy.graph.anatomy.geometry import check_geometry
@@ -95,8 +96,11 @@ def _write(stage: Stage, path: Path, outputs: tuple[str, ...], target: Path) -> 
     made = stage.apply(dense.model, str(path))
     write_model(made.model, target)
     counts = [block.queries for block in made.blocks]
-    allowed = stage.allowed(made.model)
-    return _Written(dense.geometry, preprocessing, counts, list(made.notes), allowed)
+    allowed, notes = stage.allowed(made.model), list(made.notes)
+    if stage.schedule is not None and stage.schedule_path is not None:
+        remark = weights_remark(stage.schedule, stage.schedule_path, path)
+        notes += [remark] if remark else []
+    return _Written(dense.geometry, preprocessing, counts, notes, allowed)
 
 
 def _parity(stage: Stage, path: Path, made: _Written, file: Path) -> Parity | None:

@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
 from slimdeploy.cli.common import load_arrays, open_images
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import GraphOptions
@@ -17,6 +15,7 @@ from slimdeploy.schedule import KeepSchedule
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
 
     from slimdeploy.graph import SlimGraph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slimdeploy.cli.common import check_weights_safe, separated, show
+from slimdeploy.cli.common import check_suffix, check_weights_safe, separated, show
 from slimdeploy.cli.export.stage import Stage
 from slimdeploy.cli.numbers import OptionalCount
 from slimdeploy.errors import InputError
@@ -111,8 +111,7 @@ def _check_output(
 ) -> None:
     """Neither the file nor its manifest may replace what is read."""
     check_writable(output, dense, schedule, checkpoint)
-    if output.suffix != ".onnx":
-        raise InputError(f"--output {output}: name an .onnx file")
+    check_suffix("--output", output, ".onnx")
     check_writable(manifest_path(output), schedule)
     check_weights_safe(output, dense)
 

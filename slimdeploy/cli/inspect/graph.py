@@ -29,10 +29,11 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
     """
     model = load_onnx(file)
     keep_outputs(model, outputs)
-    macs = count_macs(model).total
-    result: dict[str, Any] = {"file": str(file), "macs": macs, "slimmable": False, "blocks": []}
-    lines = [f"{file}: {macs / 1e9:.4f} GMAC an image"]
+    result: dict[str, Any] = {"file": str(file), "macs": None, "slimmable": False, "blocks": []}
+    lines = [f"{file}:"]
     try:
+        result["macs"] = macs = count_macs(model).total
+        lines = [f"{file}: {macs / 1e9:.4f} GMAC an image"]
         work = prepared(model)
         state = precision_state(work)
         result["precision"] = state.to_json()
@@ -48,7 +49,9 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
         reason = str(error)
     result |= {"slimmable": reason is None, "reason": reason}
     if reason is not None:
-        lines.append(f"tokens cannot be dropped: {reason}")
+        slim = any(block["queries"] < block["keys"] for block in result["blocks"])
+        more = "no more tokens can be dropped: it is slim already; " if slim else ""
+        lines.append(more + ("" if slim else "tokens cannot be dropped: ") + reason)
     if manifest_path(file).is_file():
         result["manifest"] = read_manifest(file).model_dump(mode="json")
     return result, "\n".join(lines)

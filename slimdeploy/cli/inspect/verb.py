@@ -6,9 +6,10 @@ import json as json_module
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from slimdeploy.cli.common import separated, show, summary, summary_table
+from slimdeploy.cli.inspect.records import manifest_lines, record_lines, schedule_line
 from slimdeploy.engine import PLANS
 from slimdeploy.errors import InputError
 from slimdeploy.files import read_bytes
@@ -17,7 +18,7 @@ from slimdeploy.schedule import KeepSchedule
 
 
 def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) -> None:
-    """What is this file? A schedule, an ONNX graph, an engine, a manifest or a record of `verify`.
+    """What is this file? A schedule, an ONNX graph, an engine, a manifest or another record.
 
     Of a graph: its blocks and the tokens of each, grid, prefix tokens, heads, widths, what the head
     reads, the tables that run along the tokens, MACs; and where tokens cannot be dropped, the node
@@ -55,11 +56,16 @@ def _record(file: Path) -> tuple[dict[str, Any], RenderableType]:
     if not isinstance(data, dict):
         raise InputError(f"{file}: neither a keep schedule nor a manifest")
     if "artifact" in data:
-        record = read_manifest(file).model_dump(mode="json")
-        return record, json_module.dumps(record, indent=2)
-    if data.get("kind") in ("verification", "sweep"):
-        return data, json_module.dumps(data, indent=2)
+        record = read_manifest(file)
+        return record.model_dump(mode="json"), "\n".join(manifest_lines(file, record))
+    try:
+        lines = record_lines(file, data)
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: a damaged record of kind '{data['kind']}'") from error
+    if lines is not None:
+        return data, "\n".join(lines)
     if not {"model", "layers"} & data.keys():
-        raise InputError(f"{file}: neither a keep schedule nor a manifest")
+        raise InputError(f"{file}: neither a keep schedule nor a manifest nor a record")
     schedule = KeepSchedule.read(file)
-    return {"schedule": str(file), **summary(schedule)}, summary_table(schedule)
+    told = Group(schedule_line(file, schedule), summary_table(schedule))
+    return {"schedule": str(file), **summary(schedule)}, told

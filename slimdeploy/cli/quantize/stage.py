@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from slimdeploy.cli.common import check_weights_safe, load_onnx
+from slimdeploy.cli.common import check_suffix, check_weights_safe, load_onnx
+from slimdeploy.cli.image_size import channels_first, taken_size
 from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.cli.quantize.flags import Gates
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable
-from slimdeploy.graph.shapes import channels_last, runtime_inputs
 from slimdeploy.manifest import Manifest, manifest_path, verify_manifest
 from slimdeploy.precision.calibration import ArrayCalibration, Calibration, open_calibration
 from slimdeploy.precision.options import PrecisionOptions
@@ -51,8 +51,7 @@ class Stage:
         """
         self.pixels.check()
         quantised = self.options.quantised
-        if self.output.suffix != ".onnx":
-            raise InputError(f"--output {self.output}: name an .onnx file")
+        check_suffix("--output", self.output, ".onnx")
         if self.calibration is not None and self.ranges_path is not None:
             raise InputError("--calibration and --ranges: give one of them")
         if quantised and self.calibration is None and self.ranges_path is None:
@@ -84,26 +83,19 @@ class Stage:
         return verify_manifest(self.model) if manifest_path(self.model).is_file() else None
 
     @property
-    def input_size(self) -> tuple[int, ...]:
+    def input_size(self) -> tuple[int, int, int]:
         """Of one image, as the model takes it.
 
         Raises:
             InputError: if the model does not take images of one size.
         """
-        inputs = runtime_inputs(self.source)
-        dims = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim[1:]] if inputs else []
-        if len(inputs) != 1 or len(dims) != 3 or not all(dims):
-            raise InputError(f"{self.model}: takes no single image of a fixed size")
-        return tuple(dims)
+        return taken_size(self.source, self.model)
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
         """As the flags say, else as the manifest does."""
-        c, h, w = self.input_size
-        if channels_last((c, h, w)):
-            c, h, w = w, c, h
-        given = self.pixels.stated((c, h, w))
-        return given or (self.manifest.preprocessing if self.manifest else None)
+        recorded = self.manifest.preprocessing if self.manifest else None
+        return self.pixels.over(recorded, channels_first(self.input_size), self.model)
 
     @cached_property
     def calibrating(self) -> Calibration:

@@ -19,14 +19,14 @@ def quantize(
     model: Path,
     *,
     precision: Precision,
-    rest: Rest = "fp16",
+    rest: Rest | None = None,
     calibration: Path | None = None,
     ranges: Path | None = None,
     images: Count = 128,
     seed: Seed = 0,
     split: str | None = None,
     method: Method = "minmax",
-    percentile: float = 99.999,
+    percentile: float | None = None,
     smooth: float | None = None,
     also: tuple[Part, ...] = (),
     leave: tuple[str, ...] = (),
@@ -48,8 +48,8 @@ def quantize(
     Args:
         model: the float32 ONNX file: dense or slim.
         precision: fp16, bf16, int8 or fp8 (E4M3).
-        rest: of int8 and fp8, the type of what is not quantised; fp32 is for ONNX Runtime on the
-            CPU, which has no half-precision kernels, and not for TensorRT.
+        rest: of int8 and fp8, the type of what is not quantised (default: fp16); fp32 is for ONNX
+            Runtime on the CPU, which has no half-precision kernels, and not for TensorRT.
         calibration: representative images: a folder, or an .npz file of preprocessed ones. For
             int8 and fp8 unless there are ranges; for fp16 they are looked at for overflow (seeded
             noise is, otherwise).
@@ -59,7 +59,7 @@ def quantize(
         split: of the calibration folder (train, if there is one).
         method: where to clip: at the largest value seen (minmax), at a percentile, or where the
             least information is lost (entropy).
-        percentile: for --method percentile.
+        percentile: for --method percentile (default: 99.999).
         smooth: how far outliers are moved from activations into weights before ranges are taken,
             0 (not at all) to 1 (default: 0.8 for int8, 0 for fp8).
         also: quantise these parts too: attention, embedding, head.
@@ -77,9 +77,10 @@ def quantize(
     from slimdeploy.precision.options import PrecisionOptions
     from slimdeploy.precision.quantize import RangeRequest
 
+    _refuse_without_effect(precision, method, percentile, rest=rest, output_ranges=output_ranges)
     automatic = "overflow" in keep_float32
     kept = tuple(name for name in keep_float32 if name != "overflow")
-    options = PrecisionOptions(precision, rest, also, leave, kept, least_rows)
+    options = PrecisionOptions(precision, rest or "fp16", also, leave, kept, least_rows)
     if smooth is None:
         smooth = 0.8 if precision == "int8" else 0.0
     if not 0 <= smooth <= 1:
@@ -90,7 +91,7 @@ def quantize(
         keep_overflows=automatic,
         calibration=calibration,
         ranges_path=ranges,
-        request=RangeRequest(method, percentile, smooth),
+        request=RangeRequest(method, percentile or 99.999, smooth),
         images=images,
         seed=seed,
         split=split,
@@ -101,3 +102,18 @@ def quantize(
         output_ranges=output_ranges or output.with_suffix(".ranges.json"),
     )
     run_stage(stage, json)
+
+
+def _refuse_without_effect(
+    precision: Precision, method: Method, percentile: float | None, **of_ranges: object
+) -> None:
+    """Stop at flags that would be read by nobody.
+
+    Raises:
+        InputError: naming the first.
+    """
+    if percentile is not None and method != "percentile":
+        raise InputError("--percentile: goes with --method percentile")
+    for name, value in of_ranges.items():
+        if value is not None and precision in ("fp16", "bf16"):
+            raise InputError(f"--{name.replace('_', '-')}: goes with int8 and fp8, not {precision}")

@@ -1,4 +1,4 @@
-"""The flags that `slim` has for ONNX files only."""
+"""The flags that `slim` and `sweep` have for ONNX files only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import Select
+from slimdeploy.slim.choices import Reconstruct, Strength
 
 NO_POSITIONS = "--dynamic, which searches no positions"
 
@@ -21,14 +22,12 @@ class FileFlags(Pixels):
         optimize: rewrite the graph to compute the same with less work.
         outputs: outputs of the file to keep, where it has more than the one that is wanted.
         pool_kept: let a head that pools over all tokens pool over the kept ones.
-        output_schedule: the keep schedule to write (default: beside the slim file).
     """
 
     select: Select = "gather"
     optimize: bool = False
     outputs: tuple[str, ...] = ()
     pool_kept: bool = False
-    output_schedule: Path | None = None
 
     def refuse(self) -> None:
         """Stop if any of them was given.
@@ -39,6 +38,27 @@ class FileFlags(Pixels):
         given = {x.name: getattr(self, x.name) for x in fields(self)}
         default = {x.name: x.default for x in fields(self)}
         refuse("--model", **{n: v for n, v in given.items() if v != default[n]})
+
+
+@dataclass(frozen=True)
+class SlimFlags(FileFlags):
+    """What `slim` has besides.
+
+    Attributes:
+        output_schedule: the keep schedule to write (default: beside the slim file).
+    """
+
+    output_schedule: Path | None = None
+
+
+def refuse_ridge(ridge: Strength | None, reconstruct: Reconstruct) -> None:
+    """Stop at a ridge that nothing is solved with.
+
+    Raises:
+        InputError: saying so.
+    """
+    if ridge is not None and reconstruct == "none":
+        raise InputError("--ridge: goes with --reconstruct refit, not none")
 
 
 def refuse(source: str, **given: object) -> None:

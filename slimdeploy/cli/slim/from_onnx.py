@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import (
+    check_suffix,
     check_weights_safe,
     load_arrays,
     open_images,
@@ -57,6 +58,7 @@ class OnnxSlim:
     seed: int
     file: FileFlags
     dynamic: Scorer | None = None
+    output_schedule: Path | None = None
 
     def request(self) -> ForwardRequest:
         """What is asked of the graph.
@@ -105,7 +107,7 @@ class OnnxSlim:
         Raises:
             InputError: if neither does.
         """
-        found = self.file.stated(dense.geometry.input_size) or dense.preprocessing
+        found = self.file.over(dense.preprocessing, dense.geometry.input_size, dense.path)
         if found is None:
             raise InputError(
                 f"{dense.path}: no manifest beside it records its preprocessing; give --mean and "
@@ -144,7 +146,7 @@ def write_slim_file(
         GateError: if a check fails; nothing is written then.
     """
     request = flags.request()
-    schedule_path = flags.file.output_schedule or output.with_suffix(".json")
+    schedule_path = flags.output_schedule or output.with_suffix(".json")
     _check_targets(path, output, schedule_path, output_dense)
     dense = open_dense(path, separated(flags.file.outputs))
     require_droppable(dense)
@@ -182,8 +184,8 @@ def _check_targets(path: Path, output: Path, schedule: Path, output_dense: Path 
     """Fail now if a file could not be written, or would replace another of this command's."""
     models = [output, *([output_dense] if output_dense else [])]
     for flag, model in zip(("--output", "--output-checkpoint"), models, strict=False):
-        if model.suffix != ".onnx":
-            raise InputError(f"{flag} {model}: name an .onnx file")
+        check_suffix(flag, model, ".onnx")
+    check_suffix("--output-schedule", schedule, ".json")
     targets = [schedule, *(name for model in models for name in (model, manifest_path(model)))]
     for index, target in enumerate(targets):
         check_writable(target, path, manifest_path(path), *targets[:index])

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from slimdeploy.cli.common import show, summary, summary_table
+from slimdeploy.cli.common import check_suffix, show, summary, summary_table
 from slimdeploy.cli.numbers import Count, OptionalCount, Ridge, Seed
-from slimdeploy.cli.slim.flags import FileFlags, refuse
+from slimdeploy.cli.slim.flags import SlimFlags, refuse, refuse_ridge
 from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.dynamic import Scorer
@@ -44,7 +44,7 @@ def slim(
     img_size: OptionalCount = None,
     output: Path | None = None,
     output_checkpoint: Path | None = None,
-    file: Annotated[FileFlags, Parameter(name="*")] = FileFlags(),  # noqa: B008 (frozen)
+    file: Annotated[SlimFlags, Parameter(name="*")] = SlimFlags(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> None:
     """Search which patches each layer needs, last layer first, on unlabelled images.
@@ -88,13 +88,14 @@ def slim(
             against which `verify` proves the slim one (default: none).
         json: print the result as JSON.
     """
+    refuse_ridge(ridge, reconstruct)
     _refuse_of_other(model, onnx, checkpoint, tolerance, step, img_size, file)
     if onnx is not None:
         from slimdeploy.cli.slim.from_onnx import OnnxSlim, slim_file
 
         wanted = OnnxSlim(
             data_dir, split, mac_reduction, shape, multiple_of, impact, reconstruct, images,
-            search_images, ridge, seed, file, dynamic,
+            search_images, ridge, seed, file, dynamic, file.output_schedule,
         )  # fmt: skip
         slim_file(onnx, wanted, output or Path("slim.onnx"), output_checkpoint, json)
         return
@@ -140,6 +141,8 @@ def _slim_timm(
     weights = weights or schedule_path.with_suffix(".safetensors")
     check_writable(schedule_path, checkpoint)
     check_writable(weights, checkpoint, schedule_path)
+    check_suffix("--output", schedule_path, ".json")
+    check_suffix("--output-checkpoint", weights, ".safetensors")
     scorer, impact, step = dynamic_flags
     if scorer is None:
         way = static(request)
@@ -164,7 +167,7 @@ def _refuse_of_other(
     tolerance: float | None,
     step: int | None,
     img_size: int | None,
-    file: FileFlags,
+    file: SlimFlags,
 ) -> None:
     """Stop at flags that belong to the other source, or where there is none."""
     if onnx is not None:

@@ -16,7 +16,6 @@ from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_dense import prove_file, require_proven
 from slimdeploy.cli.verify.check import Check
 from slimdeploy.dynamic import scorer_named
-from slimdeploy.errors import InputError
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.preprocessing import Preprocessing
@@ -32,10 +31,6 @@ class OnnxSource:
     calibration: Calibration
     flags: FileFlags = field(default_factory=FileFlags)
 
-    def __post_init__(self) -> None:
-        if self.flags.output_schedule is not None:
-            raise InputError("--output-schedule: does not go with sweep: each point has its own")
-
     @cached_property
     def _opened(self) -> DenseFile:
         dense = open_dense(self.path, separated(self.flags.outputs))
@@ -46,7 +41,7 @@ class OnnxSource:
     def geometry(self) -> ModelGeometry:
         return self._opened.geometry
 
-    @property
+    @cached_property
     def preprocessing(self) -> Preprocessing:
         return self._slim(Point(DEFAULT_IMPACT, 0.5, 0)).preprocessing(self._opened)
 

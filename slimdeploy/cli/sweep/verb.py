@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, open_images, show
 from slimdeploy.cli.numbers import Count, Limit, OptionalCount, Ridge
-from slimdeploy.cli.slim.flags import FileFlags, refuse
+from slimdeploy.cli.slim.flags import FileFlags, refuse, refuse_ridge
 from slimdeploy.cli.sweep.points import Calibration, Timing, listed, open_folder, points_of
 from slimdeploy.console import note
 from slimdeploy.counts import ShapeChoice
@@ -97,6 +97,7 @@ def sweep(
     """
     if max_top1_drop is not None and max_top1_drop < 0:
         raise InputError(f"--max-top1-drop {max_top1_drop}: must be at least 0, in points")
+    refuse_ridge(ridge, reconstruct)
     calibration = Calibration(
         data_dir, calibration_split, shape, multiple_of, reconstruct, images, search_images, ridge
     )

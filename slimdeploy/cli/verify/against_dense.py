@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimdeploy import __version__
 from slimdeploy.cli.common import check_weights_safe, command_line, load_onnx, show
+from slimdeploy.cli.other_weights import weights_remark
 from slimdeploy.cli.verify.check import Check
 from slimdeploy.cli.verify.record import (
     first_failure,
@@ -55,7 +56,9 @@ def require_proven(check: Check, record: dict[str, Any], proofs: dict[str, Proof
         GateError: naming the first stream that differs and the worst.
     """
     if not record["passed"]:
-        raise GateError(f"{check.slim}: {record['problem'] or first_failure(proofs)}")
+        found = record["problem"] or first_failure(proofs)
+        hint = _other_weights(check)
+        raise GateError(f"{check.slim}: {found}" + (f"; {hint}" if hint else ""))
 
 
 def prove_file(check: Check) -> tuple[dict[str, Any], dict[str, Proof]]:
@@ -79,6 +82,8 @@ def prove_file(check: Check) -> tuple[dict[str, Any], dict[str, Proof]]:
     problem = _structure_problem(check, slim, dense)
     proofs, problem = _compare(check, dense, slim, tolerance, problem)
     passed = not problem and all(proof.passed for proof in proofs.values())
+    if not passed and (hint := _other_weights(check)):
+        check.notes.append(hint)
     record = {
         "format": 1,
         "kind": "verification",
@@ -95,6 +100,13 @@ def prove_file(check: Check) -> tuple[dict[str, Any], dict[str, Proof]]:
     }
     write_text(check.output, json.dumps(record, indent=2) + "\n")
     return record, proofs
+
+
+def _other_weights(check: Check) -> str | None:
+    """What may be behind a difference: the schedule goes with other weights than the dense file."""
+    if check.schedule is None or check.keep_schedule is None:
+        return None
+    return weights_remark(check.schedule, check.keep_schedule, check.dense)
 
 
 def _structure_problem(check: Check, slim: onnx.ModelProto, dense: onnx.ModelProto) -> str | None:

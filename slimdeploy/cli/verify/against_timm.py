@@ -16,7 +16,7 @@ from slimdeploy.cli.common import (
 )
 from slimdeploy.cli.dynamic_check import replayed_parity
 from slimdeploy.cli.export.from_timm import check_made_for
-from slimdeploy.errors import InputError, requires
+from slimdeploy.errors import GateError, GraphError, InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.manifest import Manifest
 from slimdeploy.schedule import KeepSchedule
@@ -41,8 +41,9 @@ def verify_torch(
     The arguments are those of `slimdeploy verify`.
 
     Raises:
-        GateError: if the logits differ, or the file is not the one its manifest describes.
-        InputError: if the file's token counts are not the schedule's, or something cannot be read.
+        GateError: if logits or token counts differ, or the file is not the one its manifest
+            describes.
+        InputError: if something cannot be read.
     """
     parity = torch_parity(slim, keep_schedule, data_dir, checkpoint, split, images, seed, tolerance)
     result = {"slim": str(slim), "keep_schedule": str(keep_schedule), "parity": parity.to_json()}
@@ -63,7 +64,8 @@ def torch_parity(
     """How far the file's logits are from the slim torch model's, on real images.
 
     Raises:
-        GateError: if the file is not the one its manifest describes.
+        GateError: if the file is not the one its manifest describes, or its token counts are not
+            the schedule's.
         InputError: as `verify_torch`.
     """
     schedule = KeepSchedule.read(keep_schedule)
@@ -88,7 +90,10 @@ def torch_parity(
     keys = [schedule.model.tokens, *schedule.counts[:-1]]
     plan = ChoicePlan.of(schedule)
     choices = 0 if plan is None else plan.choices
-    check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)), choices=choices)
+    try:
+        check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)), choices=choices)
+    except GraphError as error:
+        raise GateError(f"{slim}: against {keep_schedule}: {error}") from error
     reference = slim_of(model, schedule)
     if plan is not None:
         return replayed_parity(reference, slim, plan, arrays, tolerance)
