@@ -16,6 +16,7 @@ from slimdeploy.cli.common import (
 )
 from slimdeploy.cli.dynamic_check import replayed_parity
 from slimdeploy.cli.export.from_timm import check_made_for
+from slimdeploy.console import note
 from slimdeploy.errors import GateError, GraphError, InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.manifest import Manifest
@@ -82,6 +83,11 @@ def torch_parity(
     manifest = verify_manifest(slim) if manifest_path(slim).is_file() else None
     if checkpoint is None and manifest is not None:
         checkpoint = _recorded_weights(slim, manifest)
+        named = schedule.slim_checkpoint or schedule.checkpoint
+        if checkpoint and named and sha256_file(checkpoint) != named.sha256:
+            note(
+                f"{slim}: compared with {checkpoint}, of its manifest; {keep_schedule} names others"
+            )
     weights = slim_weights(schedule, keep_schedule, checkpoint)
     check_made_for(weights, schedule)
     model, preprocessing = load_scheduled(schedule, weights)
