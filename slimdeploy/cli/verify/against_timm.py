@@ -85,9 +85,8 @@ def torch_parity(
         checkpoint = _recorded_weights(slim, manifest)
         named = schedule.slim_checkpoint or schedule.checkpoint
         if checkpoint and named and sha256_file(checkpoint) != named.sha256:
-            note(
-                f"{slim}: compared with {checkpoint}, of its manifest; {keep_schedule} names others"
-            )
+            others = f"{keep_schedule} names others"
+            note(f"{slim}: compared with {checkpoint}, as its manifest says; {others}")
     weights = slim_weights(schedule, keep_schedule, checkpoint)
     check_made_for(weights, schedule)
     model, preprocessing = load_scheduled(schedule, weights)
