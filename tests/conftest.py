@@ -68,6 +68,7 @@ def make_vit() -> Callable[..., Any]:
     """A factory of small random timm ViTs: 64 pixels, 16 patches, depth 4, 5 classes."""
 
     def make(distilled: bool = False, seed: int = 0, **kwargs: Any) -> Any:
+        import timm.layers
         from timm.models.deit import VisionTransformerDistilled
         from timm.models.vision_transformer import VisionTransformer
 
@@ -80,6 +81,7 @@ def make_vit() -> Callable[..., Any]:
             "mlp_ratio": 2,
             "num_classes": 5,
         }
+        timm.layers.set_fused_attn(True)  # whatever a test before asked of the whole process
         kind = VisionTransformerDistilled if distilled else VisionTransformer
         model = kind(**{**fields, **kwargs})
         model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

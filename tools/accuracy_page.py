@@ -40,11 +40,16 @@ cells' ViT-S ([how to unpack it](../../models/elpv_vit_small/README.md)). Fashio
 model was made from DINOv2's ViT-S, stored in half precision, by the commands of
 `tools/train_studies.sh DINOV2` in about 140 minutes on two cores, and is not kept: another training
 gives other figures. Fine-tuning a slim model took the CPU seconds given, all cores together.
-Rows come from a Xeon with AMX, but for those of the ViT-Ti on ELPV at 46 % and above with geometric
-counts and seeds 1 and 2, those of `joint`, of what chooses by image and "four times as long" there,
-and all of the ViT-S on ELPV, which come from an AMD EPYC, as do the dense ViT-Ti's answers: seconds
-do not compare between the two (on the EPYC other jobs ran as well), and bfloat16 is not rounded
-alike (one of the dense ViT-Ti's 525 answers differs).
+Searches and refits compute in float32, models are judged and fine-tuned in bfloat16. Two machines
+made the rows:
+
+- an AMD EPYC, with other jobs beside: all rows of the solar cells' ViT-S; of the ViT-Ti those by
+  image, of `joint`, "four times as long", and with geometric counts at 46 % and above those of
+  seeds 1 and 2;
+- a Xeon with AMX: the others.
+
+Seconds do not compare between the two, and bfloat16 is not rounded alike (one of the dense ViT-Ti's
+525 answers differs; the EPYC's are taken).
 
 Searches, refits and their settings were chosen without the test images. Of fine-tuning that is only
 half true: its settings were chosen on validation images, but after other recipes had failed on test

@@ -194,19 +194,22 @@ def check_weights_safe(target: Path, model: Path | None) -> None:
     check_writable(target, *(model.parent / name for name in external_files(parse_model(model))))
 
 
-def onnx_logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """First output [n, ...] of an ONNX file on the CPU for images [n, C, H, W]."""
+def onnx_outputs(path: Path, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """All outputs [n, ...] of an ONNX file by name, on the CPU, for images [n, C, H, W]."""
     import numpy as np
 
     from slimdeploy.engine import open_engine
     from slimdeploy.measure.feeding import infer_all
 
     with open_engine(path) as engine:
-        size, output = engine.inputs[0].shape[0] or 16, engine.outputs[0].name
-        parts = [
-            infer_all(engine, images[i : i + size])[output] for i in range(0, len(images), size)
-        ]
-    return np.concatenate(parts)
+        size, names = engine.inputs[0].shape[0] or 16, [info.name for info in engine.outputs]
+        parts = [infer_all(engine, images[i : i + size]) for i in range(0, len(images), size)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def onnx_logits(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first of them."""
+    return next(iter(onnx_outputs(path, images).values()))
 
 
 def separated(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,6 +41,15 @@ Limit = Annotated[float | None, Parameter(validator=_not_nan)]
 """What a gate allows; left out, there is no gate. NaN would let everything pass."""
 
 
+def _finite(_: Any, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError("Must be at least 0 and finite.")
+
+
+Seconds = Annotated[float, Parameter(validator=_finite)]
+"""How long something goes on; NaN or infinity would never end."""
+
+
 def _ridge(_: Any, tokens: Sequence[Token]) -> Strength:
     text = tokens[0].value
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import show
-from slimdeploy.cli.numbers import Count, Limit, Seed
+from slimdeploy.cli.numbers import Count, Limit, Seconds, Seed
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
@@ -23,7 +23,7 @@ def profile(
     batch_size: str = "1,8",
     threads: Count = 1,
     rounds: Count = 50,
-    min_seconds: float = 0.0,
+    min_seconds: Seconds = 0.0,
     warmup: int = 5,
     seed: Seed = 0,
     min_speedup: Limit = None,

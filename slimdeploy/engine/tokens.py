@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from slimdeploy.engine.layers import EngineLayer
 from slimdeploy.engine.trt.parse import Attention
@@ -42,6 +43,26 @@ def _keys(layer: EngineLayer) -> int | None:
     width = layer.outputs[0].shape[-1]
     values = [tensor.shape for tensor in layer.inputs if tensor.shape[-1:] == (width,)]
     return values[-1][-2] if values and len(values[-1]) >= 3 else None
+
+
+def of_blocks(
+    model: Path, attentions: Sequence[Attention], expected: Sequence[int] | None
+) -> tuple[Attention, ...]:
+    """Those of the transformer's blocks: a head that pools by attention has one of its own.
+
+    Args:
+        expected: token counts of the blocks, where they are known: their number tells whether there
+            is anything to leave out.
+    """
+    if not expected or len(attentions) <= len(expected):
+        return tuple(attentions)
+    from slimdeploy.graph.files.storage import load_model
+    from slimdeploy.graph.slimming import prepared
+    from slimdeploy.graph.tokens.blocks import find_blocks
+
+    blocks, _ = find_blocks(prepared(load_model(model)))
+    names = {block.anchor.name for block in blocks}
+    return tuple(x for x in attentions if x.node in names) or tuple(attentions)
 
 
 def check_tokens(source: str, found: Sequence[int], expected: Sequence[int], by: str) -> None:

@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 
-from slimdeploy.engine import Engine
+from slimdeploy.engine import Engine, TensorInfo
 from slimdeploy.engine.batching import infer_batched
 from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
 from slimdeploy.errors import GraphError
 from slimdeploy.files import TEMPORARY
 from slimdeploy.forward.cut import Cutter
 from slimdeploy.graph.files.storage import save_model
+from slimdeploy.measure.feeding import laid_out
 from slimdeploy.store import Array, Store
 
 _SCORES = 1 << 27
@@ -41,10 +42,17 @@ class Part:
         A part of a fixed batch size is run several times.
         """
         infos = self.engine.inputs
-        fed = {i.name: np.asarray(feeds[i.name]).astype(i.dtype, copy=False) for i in infos}
+        fed = {i.name: _laid_out(np.asarray(feeds[i.name]), i) for i in infos}
         count = len(next(iter(fed.values())))
         size = next((i.shape[0] for i in infos if i.shape and i.shape[0]), None) or count
         return infer_batched(self.engine, fed, size)
+
+
+def _laid_out(x: Array, info: TensorInfo) -> Array:
+    """Of the type that is taken; images of a model that takes them as [n, H, W, C] that way."""
+    if x.ndim == 4 and x.shape[1:] != info.shape[1:] and None not in info.shape[1:]:
+        x = laid_out(x, info)
+    return x.astype(info.dtype, copy=False)
 
 
 @contextmanager

@@ -17,13 +17,15 @@ def keep_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     can be dropped until that output is given up.
 
     Raises:
-        InputError: for a name that is not an output.
+        InputError: for a name that is not an output, or is given twice.
     """
     outputs = {value.name: value for value in model.graph.output}
     for name in names:
         if name not in outputs:
             near = difflib.get_close_matches(name, outputs, n=1) or sorted(outputs)
             raise InputError(f"--outputs {name}: not an output; there are: {', '.join(near)}")
+        if list(names).count(name) > 1:
+            raise InputError(f"--outputs {','.join(names)}: {name} is there twice")
     if names:
         kept = [outputs[name] for name in names]
         del model.graph.output[:]

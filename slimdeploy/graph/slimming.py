@@ -152,7 +152,7 @@ def prepared(model: onnx.ModelProto, options: GraphOptions | None = None) -> Wor
     """
     options = options or GraphOptions()
     check_names(options.forbid_ops, model)
-    opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
+    opset = next((x.version for x in model.opset_import if x.domain in ("", "ai.onnx")), 0)
     if opset < _OLDEST_OPSET:
         raise InputError(f"opset {opset} is too old: export with opset {_OLDEST_OPSET} or later")
     work = Work.of(model)

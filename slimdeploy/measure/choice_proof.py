@@ -22,7 +22,7 @@ from slimdeploy.graph.masked import masked_streams
 from slimdeploy.graph.probes import Probe
 from slimdeploy.measure.block_parity import Array
 from slimdeploy.measure.choices import chosen_ids, standardised, with_choices
-from slimdeploy.measure.feeding import infer_all
+from slimdeploy.measure.feeding import infer_all, laid_out
 from slimdeploy.measure.parity import Parity, compare_outputs
 from slimdeploy.measure.proof import Proof, merged, session
 
@@ -123,9 +123,11 @@ def _masked(
 ) -> dict[str, Array]:
     """What the dense graph computes for one image with its dropped tokens hidden as keys."""
     feeds: dict[str, Array] = {}
+    rows = 1
     for info in reference.inputs:
         if info.name not in pair.masks:
-            feeds[info.name] = image.astype(info.dtype, copy=False)
+            rows = info.shape[0] or 1  # of a fixed batch: the same image in every place
+            feeds[info.name] = np.repeat(laid_out(image, info), rows, 0).astype(info.dtype)
             continue
         block = pair.masks.index(info.name)
         seen = np.isin(np.arange(pair.plan.tokens), kept[block - 1])
@@ -133,7 +135,8 @@ def _masked(
             seen = np.where(seen, 0, -3e4 if info.dtype == "float16" else -1e30)
         shape = [size or 1 for size in info.shape]
         feeds[info.name] = np.broadcast_to(seen, shape).astype(info.dtype)
-    return reference.infer(feeds)
+    found = reference.infer(feeds)
+    return {name: y[: max(1, len(y) // rows)] for name, y in found.items()}
 
 
 def _check_choices(

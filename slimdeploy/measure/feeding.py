@@ -64,12 +64,16 @@ def infer_all(engine: Engine, images: Array) -> dict[str, Array]:
         InputError: if the model takes images of another size.
     """
     info = image_input(engine)
-    fed = _laid_out(images, info).astype(info.dtype, copy=False)
+    fed = laid_out(images, info).astype(info.dtype, copy=False)
     return infer_batched(engine, {info.name: fed}, info.shape[0] or len(fed))
 
 
-def _laid_out(images: Array, wanted: TensorInfo) -> Array:
-    """Channels last where the model wants them there."""
+def laid_out(images: Array, wanted: TensorInfo) -> Array:
+    """Images [n, C, H, W] with their channels last where the model wants them there.
+
+    Raises:
+        InputError: if the model takes images of another size.
+    """
     given, shape = images.shape[1:], wanted.shape[1:]
     if given == shape:
         return images

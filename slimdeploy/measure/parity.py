@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,6 +67,27 @@ class Parity:
         """
         if not self.passed:
             raise GateError(f"{what}: outputs differ: {self}")
+
+
+def worst_parity(parities: Iterable[Parity]) -> Parity:
+    """The one that fails, or else differs most."""
+    return max(parities, key=lambda found: (not found.passed, not found.finite, found.relative))
+
+
+def compare_all(
+    reference: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], tolerance: float
+) -> Parity:
+    """`compare_outputs` of all outputs that both sides have, by name; the worst of them.
+
+    Raises:
+        InputError: as `compare_outputs`, or if they have none in common.
+    """
+    shared = [name for name in reference if name in other]
+    if not shared:
+        raise InputError(f"no output in common: {', '.join(reference)} and {', '.join(other)}")
+    pairs = [(reference[name], other[name]) for name in shared]
+    rows = [tuple(x.reshape(len(x), -1) if x.ndim == 1 else x for x in pair) for pair in pairs]
+    return worst_parity(compare_outputs(one, two, tolerance) for one, two in rows)
 
 
 def compare_outputs(

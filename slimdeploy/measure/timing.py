@@ -149,6 +149,8 @@ def compare_latency(
     """
     _check_request(batch_sizes, rounds, warmup)
     shape = _common_shape(dense, slim)
+    for engine in (dense, slim):
+        _check_sizes(engine, batch_sizes)
     protocol = TimingProtocol(
         dense.describe(),
         slim.describe(),
@@ -188,6 +190,17 @@ def summarise(batch_size: int, times: NDArray[np.float64], seed: int) -> Latency
         ratio_of_medians=_ratio_of_medians(times),
         ratio_of_medians_interval=interval(_ratio_of_medians),
     )
+
+
+def _check_sizes(engine: Engine, batch_sizes: Sequence[int]) -> None:
+    """Refuse now what would be refused after the other sizes have been timed."""
+    fixed = engine.inputs[0].shape[0]
+    for size in batch_sizes:
+        if fixed and size != fixed:
+            raise InputError(
+                f"--batch-size {size}: {engine.describe().artifact} takes {fixed} a call; give "
+                f"--batch-size {fixed}"
+            )
 
 
 def _median_ratio(times: NDArray[Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,11 +138,18 @@ def open_calibration(
     return FolderCalibration(folder.sample(images, seed), preprocessing)
 
 
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for files that are no archive, or a damaged one."""
+
+
 def _load_npz(path: Path, shape: tuple[int, ...]) -> Images:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{path}: not a readable .npz file ({one_line(error)}); write it again with numpy.savez"
         ) from error

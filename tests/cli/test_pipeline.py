@@ -99,7 +99,7 @@ def test_a_file_that_is_not_the_schedules_model_fails_verification(
     )  # fmt: skip
     with pytest.raises(SystemExit) as caught:
         main([str(a) for a in ["verify", "--slim", slim, "--keep-schedule", other, *verify[5:]]])
-    assert caught.value.code == 2
+    assert caught.value.code == 1
     assert "block 1 computes" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def test_a_process_is_measured() -> None:
     row = search_cost.run([sys.executable, "-c", "x = bytearray(300 << 20); sum(range(10**6))"])
     assert row.cpu > 0.01
     assert row.wall > 0.01
-    assert 300 << 20 < row.peak < 300 << 23
+    # Until it starts, a process counts what its parent holds: here all that tests have imported.
+    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    assert 300 << 20 < row.peak < max(300 << 23, 2 * parent)
 
 
 def test_measured_cases_are_not_measured_again(

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from slimdeploy.cli.common import command_line, load_onnx, onnx_logits
+from slimdeploy.cli.common import command_line, load_onnx, onnx_outputs
 from slimdeploy.cli.export.stage import PACKAGES, Stage
 from slimdeploy.cli.onnx_source import open_dense, require_droppable
 from slimdeploy.cli.other_weights import weights_remark
@@ -110,7 +110,7 @@ def _parity(stage: Stage, path: Path, made: _Written, file: Path) -> Parity | No
     if stage.options.prefix_blocks is not None:
         made.notes.append("a probe ends inside the model: its numbers were not compared")
         return None
-    from slimdeploy.measure.parity import compare_outputs
+    from slimdeploy.measure.parity import compare_all
 
     images = stage.images(made.preprocessing, made.geometry.input_size)
     if stage.plan is not None:
@@ -119,24 +119,24 @@ def _parity(stage: Stage, path: Path, made: _Written, file: Path) -> Parity | No
         return file_parity(path, made.geometry, file, stage.plan, images, made.allowed)
     try:
         reference = _reference(stage, path, made.geometry, images)
-        found = onnx_logits(file, images)
+        found = onnx_outputs(file, images)
     except MissingError as error:
         made.notes.append(f"not checked: {error}")
         return None
-    return compare_outputs(reference, found, made.allowed)
+    return compare_all(reference, found, made.allowed)
 
 
 def _reference(
     stage: Stage, path: Path, geometry: ModelGeometry, images: NDArray[np.float32]
-) -> NDArray[np.float32]:
+) -> dict[str, NDArray[np.float32]]:
     """The dense file's outputs, with the dropped tokens masked out of it if there are any."""
     if stage.keep is None and not geometry.outputs:
-        return onnx_logits(path, images)
+        return onnx_outputs(path, images)
     with TemporaryDirectory(prefix=TEMPORARY) as folder:
         reference = Path(folder) / "reference.onnx"
         _write_reference(stage, path, geometry, reference)
         gc.collect()
-        return onnx_logits(reference, images)
+        return onnx_outputs(reference, images)
 
 
 def _write_reference(stage: Stage, path: Path, geometry: ModelGeometry, target: Path) -> None:

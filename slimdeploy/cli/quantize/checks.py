@@ -13,7 +13,7 @@ from slimdeploy.cli.evaluate import measure
 from slimdeploy.cli.quantize.stage import Stage
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.measure.accuracy import Accuracy, AccuracyComparison, compare_accuracy
-from slimdeploy.measure.parity import Parity, compare_outputs
+from slimdeploy.measure.parity import Parity, compare_all
 from slimdeploy.measure.stats import points_lost
 
 _COMPARED = 64
@@ -90,17 +90,20 @@ def _parity(stage: Stage, written: Path) -> tuple[Parity, str]:
     from slimdeploy.engine import open_engine
     from slimdeploy.measure.feeding import infer_all
 
-    sides: tuple[list[Any], list[Any]] = ([], [])
+    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     with (
         open_engine(stage.model, threads=stage.threads) as first,
         open_engine(written, threads=stage.threads) as second,
     ):
         for batch in stage.calibrating.spread(_COMPARED).batches(16):
             for engine, outputs in zip((first, second), sides, strict=True):
-                outputs.append(infer_all(engine, batch)[engine.outputs[0].name])
+                outputs.append(infer_all(engine, batch))
         runtime = second.describe().provider
-    reference, other = (np.concatenate(outputs) for outputs in sides)
-    return compare_outputs(reference, other, tolerance=1.0), runtime
+    reference, other = (
+        {name: np.concatenate([found[name] for found in outputs]) for name in outputs[0]}
+        for outputs in sides
+    )
+    return compare_all(reference, other, tolerance=1.0), runtime
 
 
 def _accuracy(stage: Stage, written: Path, checks: Checks) -> Checks:

@@ -1,11 +1,18 @@
-"""The flags of `quantize` that can stop it."""
+"""The flags of `quantize` that can stop it, and those that would do nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slimdeploy.cli.numbers import Limit
+from slimdeploy.errors import InputError
+from slimdeploy.precision.options import Precision
+from slimdeploy.precision.thresholds import Method
+
+if TYPE_CHECKING:
+    from slimdeploy.precision.quantize import RangeRequest
 
 
 @dataclass(frozen=True)
@@ -24,3 +31,50 @@ class Gates:
     data_split: str | None = None
     max_top1_drop: Limit = None
     max_logit_error: Limit = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How ranges are taken and where they go; None where the user says nothing."""
+
+    method: Method | None
+    percentile: float | None
+    smooth: float | None
+    output_ranges: Path | None
+
+    def refuse_ignored(
+        self, precision: Precision, ranges: Path | None, **of_products: object
+    ) -> None:
+        """Stop at flags that would be read by nobody.
+
+        Args:
+            ranges: a file of ranges that were taken before.
+            of_products: flags that say what products are quantised.
+
+        Raises:
+            InputError: naming the first.
+        """
+        mine = {x.name: getattr(self, x.name) for x in fields(self)}
+        for name, value in {**mine, **of_products}.items():
+            flag = f"--{name.replace('_', '-')}"
+            if value is not None and precision in ("fp16", "bf16"):
+                raise InputError(f"{flag}: goes with int8 and fp8, not {precision}")
+            if value is not None and name in mine and ranges is not None:
+                raise InputError(f"{flag}: does not go with --ranges, which were taken before")
+        if self.percentile is not None and self.method != "percentile":
+            raise InputError("--percentile: goes with --method percentile")
+
+    def request(self, precision: Precision) -> RangeRequest:
+        """With the defaults.
+
+        Raises:
+            InputError: for a smoothing out of range.
+        """
+        from slimdeploy.precision.quantize import RangeRequest
+
+        default = 0.8 if precision == "int8" else 0.0
+        smooth = default if self.smooth is None else self.smooth
+        if not 0 <= smooth <= 1:
+            raise InputError(f"--smooth {smooth}: must be between 0 and 1")
+        share = 99.999 if self.percentile is None else self.percentile
+        return RangeRequest(self.method or "minmax", share, smooth)

@@ -9,8 +9,7 @@ from cyclopts import Parameter
 
 from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.preprocessing import Pixels
-from slimdeploy.cli.quantize.flags import Gates
-from slimdeploy.errors import InputError
+from slimdeploy.cli.quantize.flags import Gates, Taken
 from slimdeploy.precision.options import Part, Precision, Rest
 from slimdeploy.precision.thresholds import Method
 
@@ -25,12 +24,12 @@ def quantize(
     images: Count = 128,
     seed: Seed = 0,
     split: str | None = None,
-    method: Method = "minmax",
+    method: Method | None = None,
     percentile: float | None = None,
     smooth: float | None = None,
     also: tuple[Part, ...] = (),
     leave: tuple[str, ...] = (),
-    least_rows: int = 16,
+    least_rows: Count | None = None,
     keep_float32: tuple[str, ...] = (),
     pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
     gates: Annotated[Gates, Parameter(name="*")] = Gates(),  # noqa: B008 (frozen)
@@ -41,9 +40,10 @@ def quantize(
 ) -> None:
     """Write a float32 ONNX file in fp16, bf16, int8 or fp8: the file itself says what is what.
 
-    LayerNormalization, softmax and residual sums keep float32, and so do inputs and outputs. int8
-    and fp8 quantise the products with weights of the blocks, by explicit and symmetric Q/DQ;
-    attention and the rest are fp16. Slim first, then quantise: ranges change with the tokens.
+    LayerNormalization, softmax and residual sums keep float32, and so do inputs and outputs (opset
+    23's Attention operator, softmax included, takes the type of its inputs). int8 and fp8 quantise
+    the products with weights of the blocks, by explicit and symmetric Q/DQ; attention and the rest
+    are fp16. Slim first, then quantise: ranges change with the tokens.
 
     Args:
         model: the float32 ONNX file: dense or slim.
@@ -57,14 +57,15 @@ def quantize(
         images: of a calibration folder, how many to draw.
         seed: of their draw.
         split: of the calibration folder (train, if there is one).
-        method: where to clip: at the largest value seen (minmax), at a percentile, or where the
-            least information is lost (entropy).
+        method: where to clip: at the largest value seen (minmax, the default), at a percentile, or
+            where the least information is lost (entropy).
         percentile: for --method percentile (default: 99.999).
         smooth: how far outliers are moved from activations into weights before ranges are taken,
             0 (not at all) to 1 (default: 0.8 for int8, 0 for fp8).
         also: quantise these parts too: attention, embedding, head.
         leave: products that are not quantised, by node or output name.
-        least_rows: products of fewer rows an image are not quantised: nothing would be gained.
+        least_rows: products of fewer rows an image are not quantised: nothing would be gained
+            (default: 16).
         keep_float32: nodes that keep float32, by node or output name; "overflow" keeps those that
             the scan finds.
         threads: of the runtime (default: its own choice).
@@ -75,23 +76,18 @@ def quantize(
     from slimdeploy.cli.quantize.run import run_stage
     from slimdeploy.cli.quantize.stage import Stage
     from slimdeploy.precision.options import PrecisionOptions
-    from slimdeploy.precision.quantize import RangeRequest
 
-    _refuse_without_effect(precision, method, percentile, rest=rest, output_ranges=output_ranges)
-    automatic = "overflow" in keep_float32
+    of_ranges = Taken(method, percentile, smooth, output_ranges)
+    of_ranges.refuse_ignored(precision, ranges, rest=rest, least_rows=least_rows)
     kept = tuple(name for name in keep_float32 if name != "overflow")
-    options = PrecisionOptions(precision, rest or "fp16", also, leave, kept, least_rows)
-    if smooth is None:
-        smooth = 0.8 if precision == "int8" else 0.0
-    if not 0 <= smooth <= 1:
-        raise InputError(f"--smooth {smooth}: must be between 0 and 1")
+    options = PrecisionOptions(precision, rest or "fp16", also, leave, kept, least_rows or 16)
     stage = Stage(
         model=model,
         options=options,
-        keep_overflows=automatic,
+        keep_overflows="overflow" in keep_float32,
         calibration=calibration,
         ranges_path=ranges,
-        request=RangeRequest(method, percentile or 99.999, smooth),
+        request=of_ranges.request(precision),
         images=images,
         seed=seed,
         split=split,
@@ -102,18 +98,3 @@ def quantize(
         output_ranges=output_ranges or output.with_suffix(".ranges.json"),
     )
     run_stage(stage, json)
-
-
-def _refuse_without_effect(
-    precision: Precision, method: Method, percentile: float | None, **of_ranges: object
-) -> None:
-    """Stop at flags that would be read by nobody.
-
-    Raises:
-        InputError: naming the first.
-    """
-    if percentile is not None and method != "percentile":
-        raise InputError("--percentile: goes with --method percentile")
-    for name, value in of_ranges.items():
-        if value is not None and precision in ("fp16", "bf16"):
-            raise InputError(f"--{name.replace('_', '-')}: goes with int8 and fp8, not {precision}")

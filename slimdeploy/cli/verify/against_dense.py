@@ -177,6 +177,8 @@ def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair |
     schedule = check.schedule
     keep = None if schedule is None else schedule.keep
     pool_kept = check.pool_kept or (schedule is not None and schedule.pool_kept)
+    # A head that reads single tokens has nothing to pool, whatever was asked.
+    pool_kept = pool_kept and (schedule is None or bool(schedule.model.head_pools))
     try:
         if check.plan is not None:
             return choice_pair(dense, slim, check.slim, check.plan)

@@ -29,7 +29,7 @@ from slimdeploy.engine.building.request import BuildRequest, batch_profile, chec
 from slimdeploy.engine.graph_facts import check_weights, graph_facts
 from slimdeploy.engine.lint import Finding, lint
 from slimdeploy.engine.protocol import TensorInfo
-from slimdeploy.engine.tokens import engine_tokens
+from slimdeploy.engine.tokens import engine_tokens, of_blocks
 from slimdeploy.files import check_writable, disk_errors, sha256_file, staged, write_text
 from slimdeploy.manifest import Manifest, manifest_path, verify_manifest, write_manifest
 from slimdeploy.measure.onnx_file import external_files, load_structure
@@ -121,6 +121,7 @@ def build_engine(
         folder = Path(name)
         task = _task(model, request, output, caches or Caches())
         report = run_build(folder, task, progress)
+        report = replace(report, attentions=of_blocks(model, report.attentions, expected))
         tokens = engine_tokens(report.layers, report.attentions)
         counts = [block.queries for block in tokens or report.attentions]
         notes = check_schedule(model, counts, expected, expected_by, asked)
@@ -155,8 +156,9 @@ def _task(model: Path, request: BuildRequest, output: Path, caches: Caches) -> d
 
 def _move_parts(folder: Path, target: Path) -> None:
     """The engine, and a file of weights that an optimised model may have beside it."""
-    for path in folder.glob(f"{target.name}*"):
-        path.rename(target.with_name(path.name))
+    for path in list(folder.iterdir()):  # a name may hold what glob takes for a pattern
+        if path.name.startswith(target.name):
+            path.rename(target.with_name(path.name))
 
 
 def _write_layers(path: Path, report: BuildReport) -> None:

@@ -94,7 +94,8 @@ def require_tokens(work: Work, x: Tensor, axis: int) -> None:
 
 
 def _opset(work: Work) -> int:
-    return next(int(entry.version) for entry in work.origin.opset_import if not entry.domain)
+    versions = work.origin.opset_import
+    return next(int(entry.version) for entry in versions if entry.domain in ("", "ai.onnx"))
 
 
 def _dtype(work: Work, tensor: Tensor) -> Any:

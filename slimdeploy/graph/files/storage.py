@@ -81,6 +81,9 @@ def parse_model(path: Path) -> onnx.ModelProto:
         raise InputError(_refusal(path)) from error
     if not model.graph.node:
         raise InputError(_refusal(path))
+    for entry in model.opset_import:
+        if entry.domain == "ai.onnx":  # the default domain by its other name
+            entry.domain = ""
     return model
 
 

@@ -64,7 +64,7 @@ class ErfGelu(Optimization):
         old, x = found.end.outputs[0], found.variable
         if work.graph.opset >= _GELU_OPSET:
             bypass(work, found.end, _write_one(work, old, x, exact))
-        elif exact:
+        elif exact and found.kind is not None:
             bypass(work, found.end, _write_five(work, old, x, found.kind))
             self.leave(anchor, f"opset {work.graph.opset} has no Gelu, {_REMEDY}")
 
@@ -125,14 +125,16 @@ class _Function:
         return cls(next(iter(leaves.values())), end, nodes) if closed and len(leaves) == 1 else None
 
     @property
-    def kind(self) -> np.dtype[Any]:
-        """The type of its constants."""
+    def kind(self) -> np.dtype[Any] | None:
+        """The type of its constants; None without any."""
         numbers = (t for node in self.nodes for t in node.inputs if is_constant(t))
-        kind: np.dtype[Any] = np.dtype(next(numbers).dtype)
-        return kind
+        first = next(numbers, None)
+        return None if first is None else np.dtype(first.dtype)
 
     def equals(self, wanted: Callable[[Array], Array]) -> bool:
         """Whether it is `wanted` at all points, but for the rounding of its constants."""
+        if self.kind is None:
+            return False
         tolerance = 2e-3 if self.kind == np.float16 else 2e-6
         with np.errstate(all="ignore"):
             found = self._at(self.end.outputs[0], {})

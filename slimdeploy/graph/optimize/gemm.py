@@ -71,7 +71,8 @@ class _Sweep:
             inputs = [t if is_constant(t) else self._rows_of(t) for t in node.inputs]
             output = node.outputs[0]
             stem = f"{output.name}.rows"
-            self.rows[id(output)] = self.work.add(node.op, stem, inputs, **node.attrs)
+            last = {"axis": -1} if "axis" in node.attrs else {}  # of rows it is 1, of tokens 2
+            self.rows[id(output)] = self.work.add(node.op, stem, inputs, **node.attrs | last)
         elif node.op == "Reshape" and id(node.inputs[0]) in self.rows:
             self._reshape(node)
         else:

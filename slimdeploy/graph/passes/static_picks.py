@@ -88,7 +88,10 @@ def _keeps_places(work: Work, node: Node) -> bool:
     shape = work.facts.shape(node.inputs[0].name)
     if node.op == "Gather":
         size = shape[int(node.attrs.get("axis", 0)) % len(shape)]
-        local: Ids = tuple(int(i) for i in np.ravel(work.facts.values.get(node.inputs[1].name, ())))
-        return is_identity(local, max(size, 0))
+        known = work.facts.values.get(node.inputs[1].name)
+        if known is None or size < 0:  # of the batch, or chosen when it runs: any order
+            return False
+        local: Ids = tuple(int(i) for i in np.ravel(known))
+        return is_identity(local, size)
     steps = work.facts.values.get(node.inputs[4].name) if len(node.inputs) > 4 else np.ones(1)
     return steps is not None and bool(np.all(steps == 1))

@@ -124,3 +124,8 @@ def test_a_value_that_others_read_is_not_taken_away() -> None:
     )
     dense = gelu(body, 20)
     assert lines(optimised(dense, ErfGelu())) == lines(dense)
+
+
+@pytest.mark.parametrize("body", ["t = Tanh(x) y = Mul(x, t)", "t = Tanh(x) y = Sub(x, t)"])
+def test_activations_without_constants_stay(body: str) -> None:
+    assert len(lines(optimised(model(X, body, 20), ErfGelu()))) == 2

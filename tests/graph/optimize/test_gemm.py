@@ -137,3 +137,15 @@ def test_an_output_of_rows_stays_one() -> None:
     dense = model(signature, body, 18, **used(body, weights()))
     work = optimised(dense, UnflattenTokens())
     assert lines(work) == lines(dense)
+
+
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_the_last_axis_of_tokens_is_that_of_rows(axis: int) -> None:
+    body = (
+        "u = MatMul(x, w1) a = Add(u, c1) g = Relu(a) "
+        f"h = LayerNormalization<axis={axis}>(g, c1) n = MatMul(h, w2) b = Add(c2, n) y = Relu(b)"
+    )
+    dense = mlp(body)
+    work = optimised(dense, Gemm2D())
+    assert error(work, dense) < 1e-5
+    assert sum("Gemm" in line for line in lines(work)) == 2
