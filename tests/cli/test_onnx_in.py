@@ -220,6 +220,7 @@ THREE = ["0.5", "0.5", "0.5"]
         (["export", "--fused-attention"], "--fused-attention: does not go with --onnx"),
         (["export", "--static-batch"], "--static-batch: does not go with --onnx"),
         (["export", "--tolerance", "0"], "--tolerance 0.0: must be above 0 and below 1"),
+        (["export", "--split", "val"], "--split: goes with --data-dir"),
         (["plan", "--crop-pct", "0.9"], "--crop-pct: goes with --mean and --std"),
         (["plan", "--multiple-of", "64"], "counts that are multiples of 64 reach at most"),
     ],

@@ -39,6 +39,8 @@ class Stage:
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise InputError(f"--tolerance {self.tolerance}: must be above 0 and below 1")
+        if self.split is not None and self.data_dir is None:
+            raise InputError("--split: goes with --data-dir")
 
     @cached_property
     def schedule(self) -> KeepSchedule | None:

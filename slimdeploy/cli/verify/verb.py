@@ -57,6 +57,8 @@ def verify(
     """
     if tolerance is not None and not 0 < tolerance < 1:
         raise InputError(f"--tolerance {tolerance}: must be above 0 and below 1")
+    if split is not None and data_dir is None:
+        raise InputError("--split: goes with --data-dir")
     if dense is not None:
         from slimdeploy.cli.verify.against_dense import verify_dense
         from slimdeploy.cli.verify.check import Check
