@@ -73,6 +73,7 @@ def in_precision(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         source, target, calibration = (Path(name) / f for f in ("a.onnx", "b.onnx", "c.npz"))
         onnx.save(model, source)
         np.savez(calibration, images=images)
-        options = ("--precision", precision, "--least-rows", "1", "--output", str(target))
+        options = ["--precision", precision, "--output", str(target)]
+        options += ["--least-rows", "1"] if precision in ("int8", "fp8") else []
         main(["quantize", str(source), "--calibration", str(calibration), *options])
         return onnx.load(target)
