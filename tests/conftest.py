@@ -23,6 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("forks") is None)
 
 
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which steps take long depends on the machine: what is said on stderr must not."""
+    monkeypatch.setattr("slimdeploy.console.SECONDS_BETWEEN_LINES", float("inf"))
+
+
 def geometry(**changes: Any) -> ModelGeometry:
     """A small model's geometry: 4x4 patches and a class token, 4 layers."""
     fields: dict[str, Any] = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from slimdeploy.engine import Engine
     from slimdeploy.images import ImageFolder
     from slimdeploy.store import Store
 
@@ -194,15 +195,24 @@ def check_weights_safe(target: Path, model: Path | None) -> None:
     check_writable(target, *(model.parent / name for name in external_files(parse_model(model))))
 
 
+def judged_outputs(engine: Engine) -> list[str]:
+    """Names of the outputs that are compared: real numbers for each image.
+
+    A class that is given out as a whole number tells less than what it is the largest of.
+    """
+    shaped = [info for info in engine.outputs if info.shape]
+    return [info.name for info in shaped if "float" in info.dtype] or [x.name for x in shaped]
+
+
 def onnx_outputs(path: Path, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """All outputs [n, ...] of an ONNX file by name, on the CPU, for images [n, C, H, W]."""
+    """The judged outputs [n, ...] of an ONNX file, on the CPU, for images [n, C, H, W]."""
     import numpy as np
 
     from slimdeploy.engine import open_engine
     from slimdeploy.measure.feeding import infer_all
 
     with open_engine(path) as engine:
-        size, names = engine.inputs[0].shape[0] or 16, [info.name for info in engine.outputs]
+        size, names = engine.inputs[0].shape[0] or 16, judged_outputs(engine)
         parts = [infer_all(engine, images[i : i + size]) for i in range(0, len(images), size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 

@@ -90,6 +90,25 @@ def test_every_output_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["parity"]["relative"] == pytest.approx(whole)
 
 
+def test_classes_and_single_numbers_beside_the_result_are_not_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = onnx.ModelProto()
+    dense.CopyFrom(export("plain", "dynamo18", True))
+    graph, make = dense.graph, onnx.helper.make_tensor_value_info
+    name = graph.output[0].name
+    best = onnx.helper.make_node("ArgMax", [name], ["best"], axis=1, keepdims=0)
+    most = onnx.helper.make_node("ReduceMax", [name], ["most"], keepdims=0)
+    graph.node.extend([best, most])
+    graph.output.extend([make("best", 7, ["batch"]), make("most", 1, [])])
+    path, sched, out = (tmp_path / x for x in ("dense.onnx", "sched.json", "slim.onnx"))
+    onnx.save(dense, path)
+    result(capsys, "plan", "--onnx", path, "--mac-reduction", 0.3, "--output", sched)
+    assert result(capsys, "export", "--keep-schedule", sched, "--output", out)["parity"]["passed"]
+    low = ["quantize", path, "--precision", "fp16", "--output", tmp_path / "low.onnx"]
+    assert 0 < result(capsys, *low)["parity"]["relative"] < 0.02
+
+
 def test_a_head_that_pools_by_attention_is_no_block_to_build(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slimdeploy.cli.common import open_images
+from slimdeploy.cli.common import judged_outputs, open_images
 from slimdeploy.cli.evaluate import measure
 from slimdeploy.cli.quantize.stage import Stage
 from slimdeploy.errors import GateError, InputError
@@ -97,7 +97,8 @@ def _parity(stage: Stage, written: Path) -> tuple[Parity, str]:
     ):
         for batch in stage.calibrating.spread(_COMPARED).batches(16):
             for engine, outputs in zip((first, second), sides, strict=True):
-                outputs.append(infer_all(engine, batch))
+                found = infer_all(engine, batch)
+                outputs.append({name: found[name] for name in judged_outputs(engine)})
         runtime = second.describe().provider
     reference, other = (
         {name: np.concatenate([found[name] for found in outputs]) for name in outputs[0]}

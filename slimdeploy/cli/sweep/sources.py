@@ -86,10 +86,10 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
         try:
             source.check_point(point)
         except InputError as error:
-            said = str(error)
-            # Of several impacts, or as `slim` calls it: --dynamic.
-            named = said if said.startswith("--impact") else f"--impact {point.impact}: {said}"
-            raise InputError(named) from error
+            if scorer_named(point.impact) is None:
+                raise
+            # It speaks of --dynamic, as `slim` calls what is an --impact here.
+            raise InputError(f"--impact {point.impact}: {error}") from error
         counts = counts_for_scoring if scorer_named(point.impact) else counts_for_budget
         counts(source.geometry, point.wanted, shape, shared.multiple_of)
 
