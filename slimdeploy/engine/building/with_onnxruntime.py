@@ -64,24 +64,23 @@ class OnnxRuntimeBuild:
     def _options(self, target: Path) -> Any:
         import onnxruntime
 
+        from slimdeploy.measure.onnx_file import external_files, load_structure
+
         options = session_options(usable_cores())
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # Beyond this level weights are laid out for this very CPU, and wrong on another, unnoticed;
+        # loading lays them out for the CPU it happens on.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         if self.request.provider == "tensorrt":  # what is kept is the engine within a model
             options.add_session_config_entry("ep.context_enable", "1")
             options.add_session_config_entry("ep.context_file_path", str(target))
             return options
         options.optimized_model_filepath = str(target)
-        if self._bytes() > _LARGE:
+        parts = external_files(load_structure(self.model))
+        # Weights left where they lie would be sought beside the new model, where they are not.
+        if parts or self.model.stat().st_size > _LARGE:
             key = "session.optimized_model_external_initializers_file_name"
             options.add_session_config_entry(key, target.name + ".data")
         return options
-
-    def _bytes(self) -> int:
-        from slimdeploy.measure.onnx_file import external_files, load_structure
-
-        parts = external_files(load_structure(self.model))
-        files = [self.model, *(self.model.parent / name for name in parts)]
-        return sum(path.stat().st_size for path in files)
 
 
 def _attentions(path: Path) -> tuple[Attention, ...]:
