@@ -10,7 +10,6 @@ from slimdeploy.cli.common import command_line, separated, show
 from slimdeploy.console import progress_bar
 from slimdeploy.engine.building.request import Backend, BuildRequest, HardwareCompatibility
 from slimdeploy.engine.sessions import Provider
-from slimdeploy.files import check_writable
 from slimdeploy.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -54,21 +53,23 @@ def build(
         max_batch: largest batch (default 8).
         compute_capability: tensorrt-rtx: GPUs to compile for, as 8.6,8.9 (default: all).
         provider: onnxruntime: what runs it, with no fallback to another.
-        workspace_gb: memory that kernels may use, in GB; lowered to what is free.
-        optimization_level: 0 (quick) to 5 (thorough).
+        workspace_gb: of the TensorRT backends: memory that kernels may use, in GB; lowered to what
+            is free.
+        optimization_level: of the TensorRT backends: 0 (quick) to 5 (thorough).
         version_compatible: tensorrt: newer versions load the engine too.
         hardware_compatible: tensorrt: other GPUs run the engine too.
         timing_cache: tensorrt: a file of measured kernels (default: one for each version and GPU).
-        cache_dir: where engines and timings are kept (default: the user's cache folder).
+        cache_dir: of the TensorRT backends: where engines and timings are kept (default: the user's
+            cache folder).
         cache: take an engine from the cache that was built from the same, and keep a new one.
-        layers: write the engine's kernels to this JSON file.
+        layers: of the TensorRT backends: write the engine's kernels to this JSON file.
         strict: fail (exit 1) if the linters find anything, or the engine tells no kernels for them
             to look at; nothing is written then.
         dry_run: check everything that can be checked, and say what would be done.
         json: print the result as JSON.
     """
     from slimdeploy.engine.building import Caches, batch_profile, build_engine, model_inputs
-    from slimdeploy.engine.building.request import check_output
+    from slimdeploy.engine.building.places import check_places
 
     asked = BuildRequest(
         backend=backend,
@@ -79,10 +80,8 @@ def build(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    check_output(output, backend)
-    check_writable(output, model, keep_schedule)
-    if layers is not None:
-        check_writable(layers, model, keep_schedule, output)
+    caches = Caches(cache_dir, timing_cache, cache)
+    check_places(model, output, backend, schedule=keep_schedule, layers=layers, caches=caches)
     inputs, sizes = model_inputs(model), (min_batch, opt_batch, max_batch)
     request = replace(asked, batch=batch_profile(str(model), inputs, sizes, backend))
     expected = _expected(keep_schedule)
@@ -97,7 +96,7 @@ def build(
             output,
             expected=expected,
             expected_by=keep_schedule,
-            caches=Caches(cache_dir, timing_cache, cache),
+            caches=caches,
             command=command_line(),
             strict=strict,
             layers=layers,

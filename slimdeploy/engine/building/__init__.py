@@ -1,7 +1,7 @@
 """`build`: an ONNX file as an engine, in a process of its own, and what came of it.
 
 Code map:
-    request            what is asked for, checked; the batch profile
+    request, places    what is asked for, checked; the batch profile; files read and written
     child, worker      the two ends of the build process
     with_tensorrt      one build by TensorRT or TensorRT-RTX; with_onnxruntime by ONNX Runtime
     cache              engines and timings that were computed before
@@ -20,38 +20,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from slimdeploy.engine.building.cache import default_folder
+from slimdeploy.engine.building.cache import Caches, default_folder
 from slimdeploy.engine.building.child import run_build
 from slimdeploy.engine.building.gates import check_schedule, require_clean
+from slimdeploy.engine.building.places import check_places
 from slimdeploy.engine.building.record import BuildRecord
 from slimdeploy.engine.building.report import BuildReport
-from slimdeploy.engine.building.request import BuildRequest, batch_profile, check_output
+from slimdeploy.engine.building.request import BuildRequest, batch_profile
 from slimdeploy.engine.graph_facts import check_weights, graph_facts
 from slimdeploy.engine.lint import Finding, lint
 from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.tokens import engine_tokens, of_blocks
-from slimdeploy.files import check_writable, disk_errors, sha256_file, staged, write_text
+from slimdeploy.files import disk_errors, sha256_file, staged, write_text
 from slimdeploy.manifest import Manifest, manifest_path, verify_manifest, write_manifest
 from slimdeploy.measure.onnx_file import external_files, load_structure
 
 __all__ = ["BuildRecord", "BuildRequest", "Built", "Caches", "batch_profile", "build_engine"]
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Caches:
-    """Where what was computed before lies.
-
-    Attributes:
-        folder: of all caches; None takes `default_folder()`.
-        timing: a timing cache of one's own, in place of the one in `folder`.
-        engines: whether to look for an engine that was built before, and keep a new one.
-    """
-
-    folder: Path | None = None
-    timing: Path | None = None
-    engines: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,16 +96,15 @@ def build_engine(
     Raises:
         SlimdeployError: in words; nothing is written then.
     """
-    check_output(output, request.backend)
-    check_writable(output, model, expected_by)
-    check_writable(manifest_path(output), manifest_path(model))
+    caches = caches or Caches()
+    check_places(model, output, request.backend, schedule=expected_by, layers=layers, caches=caches)
     source = verify_manifest(model) if manifest_path(model).is_file() else None
     asked = expected is not None
     if not asked and source is not None and source.tokens_per_block:
         expected, expected_by = source.tokens_per_block, manifest_path(model)
     with disk_errors(output), TemporaryDirectory(dir=output.parent, prefix=".build-") as name:
         folder = Path(name)
-        task = _task(model, request, output, caches or Caches())
+        task = _task(model, request, output, caches)
         report = run_build(folder, task, progress)
         report = replace(report, attentions=of_blocks(model, report.attentions, expected))
         tokens = engine_tokens(report.layers, report.attentions)

@@ -27,6 +27,21 @@ def default_folder() -> Path:
     return Path(base) / "slimdeploy"
 
 
+@dataclass(frozen=True)
+class Caches:
+    """Where what was computed before lies.
+
+    Attributes:
+        folder: of all caches; None takes `default_folder()`.
+        timing: a timing cache of one's own, in place of the one in `folder`.
+        engines: whether to look for an engine that was built before, and keep a new one.
+    """
+
+    folder: Path | None = None
+    timing: Path | None = None
+    engines: bool = True
+
+
 def engine_key(
     model: Mapping[str, str], request: BuildRequest, version: str, gpu: Gpu | None
 ) -> str:
@@ -114,7 +129,7 @@ def read_timing_cache(path: Path) -> tuple[bytes, str]:
         return b"", ""
     try:
         data = path.read_bytes()
-        beside = _digest_file(path)
+        beside = digest_path(path)
         recorded = beside.read_text().strip() if beside.is_file() else ""
     except OSError as error:
         return b"", f"{path}: cannot be read ({error.strerror}); built without it"
@@ -129,9 +144,10 @@ def write_timing_cache(path: Path, data: bytes) -> None:
     Raises:
         InputError: if the folder cannot be written.
     """
-    write_bytes(_digest_file(path), hashlib.sha256(data).hexdigest().encode())
+    write_bytes(digest_path(path), hashlib.sha256(data).hexdigest().encode())
     write_bytes(path, data)
 
 
-def _digest_file(path: Path) -> Path:
+def digest_path(path: Path) -> Path:
+    """The hash that lies beside a timing cache."""
     return path.with_name(path.name + ".sha256")

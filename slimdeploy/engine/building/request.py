@@ -115,8 +115,10 @@ def _check_belongs(request: BuildRequest) -> None:
         default = BuildRequest.__dataclass_fields__[name].default
         if getattr(request, name) != default and request.backend != backend:
             raise InputError(f"{flag}: is for --backend {backend}, not {request.backend}")
-    if request.backend == "onnxruntime" and request.workspace_gb is not None:
-        raise InputError("--workspace-gb: is for the TensorRT backends, not onnxruntime")
+    if request.backend == "onnxruntime":
+        for name in ("workspace_gb", "optimization_level"):
+            if getattr(request, name) is not None:
+                raise InputError(f"{_flag(name)}: is for the TensorRT backends, not onnxruntime")
 
 
 def check_output(output: Path, backend: Backend) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimdeploy.engine.building.places import weights_path
 from slimdeploy.engine.building.report import BuildReport
 from slimdeploy.engine.building.request import BuildRequest
 from slimdeploy.engine.gpu import find_gpu
@@ -16,6 +17,7 @@ from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.sessions import PROVIDERS, open_session, session_options
 from slimdeploy.engine.trt.parse import Attention
 from slimdeploy.errors import GraphError, InputError, MissingError, one_line, requires
+from slimdeploy.measure.onnx_file import external_files, load_structure
 
 if TYPE_CHECKING:
     import onnx
@@ -64,8 +66,6 @@ class OnnxRuntimeBuild:
     def _options(self, target: Path) -> Any:
         import onnxruntime
 
-        from slimdeploy.measure.onnx_file import external_files, load_structure
-
         options = session_options(usable_cores())
         # Beyond this level weights are laid out for this very CPU, and wrong on another, unnoticed;
         # loading lays them out for the CPU it happens on.
@@ -79,7 +79,7 @@ class OnnxRuntimeBuild:
         # Weights left where they lie would be sought beside the new model, where they are not.
         if parts or self.model.stat().st_size > _LARGE:
             key = "session.optimized_model_external_initializers_file_name"
-            options.add_session_config_entry(key, target.name + ".data")
+            options.add_session_config_entry(key, weights_path(target).name)
         return options
 
 
