@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import onnx
 import pytest
 
 from slimdeploy.cli import main
-from tests.cli.commands import ORT, RTX, checked_line, ended, error_line, left, run, saved
+from tests.cli.commands import ORT, ROOT, RTX, checked_line, ended, error_line, left, run, saved
 from tests.graph.text import model as text_model
 from tests.graph.vit_text import vit
 
@@ -241,6 +242,53 @@ def test_a_user_who_interrupts(good: Path, tmp_path: Path) -> None:
     assert err == "slimdeploy: interrupted\n"
     assert left(good.parent) == {"m.onnx"}
     assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_told_to_end(good: Path, number: signal.Signals, tmp_path: Path) -> None:
+    process, child = held_build(good, tmp_path / "fakes")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (128 + number, "", "")
+    assert left(good.parent) == {"m.onnx"}
+    assert not Path(f"/proc/{child}").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel does this on Linux alone")
+def test_a_build_process_ends_with_the_one_that_started_it(good: Path, tmp_path: Path) -> None:
+    process, child = held_build(good, tmp_path / "fakes")
+    process.kill()
+    process.communicate(timeout=60)
+    status, until = Path(f"/proc/{child}/stat"), time.monotonic() + 10
+    # One that has ended, but that nobody has asked for its status, is still listed, as Z.
+    while status.exists() and status.read_text().rpartition(") ")[2][0] != "Z":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_module_in_the_users_folder_is_not_taken_for_the_real_one(
+    good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxruntime", "json"):
+        (good.parent / f"{name}.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(good.parent)
+    main(["build", "m.onnx", *ORT, "--output", "fast.onnx"])
+    assert "CPUExecutionProvider" in capsys.readouterr().out
+    assert (good.parent / "fast.onnx").is_file()
+
+
+def test_the_build_process_runs_the_package_that_started_it(good: Path, tmp_path: Path) -> None:
+    """Not another one that is installed, if this one is run from where it lies."""
+    copy = shutil.copytree(ROOT / "slimdeploy", tmp_path / "src" / "slimdeploy")
+    worker = copy / "engine" / "building" / "worker.py"
+    told = 'print(\'{"error": "InputError", "message": "told by the copy"}\')'
+    worker.write_text(f"{worker.read_text().partition('if __name__')[0]}\n{told}\n")
+    command = [sys.executable, "-m", "slimdeploy", "build", str(good), *ORT, "--output", "f.onnx"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        command, cwd=copy.parent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "told by the copy" in done.stderr
 
 
 def test_a_user_who_interrupts_while_the_build_process_is_being_started(

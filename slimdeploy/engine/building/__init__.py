@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from slimdeploy.engine.building.cache import Caches, default_folder
-from slimdeploy.engine.building.child import run_build
+from slimdeploy.engine.building.child import orderly_end, run_build
 from slimdeploy.engine.building.gates import check_schedule, require_clean
 from slimdeploy.engine.building.places import check_places
 from slimdeploy.engine.building.record import BuildRecord
@@ -102,7 +102,11 @@ def build_engine(
     asked = expected is not None
     if not asked and source is not None and source.tokens_per_block:
         expected, expected_by = source.tokens_per_block, manifest_path(model)
-    with disk_errors(output), TemporaryDirectory(dir=output.parent, prefix=".build-") as name:
+    with (
+        orderly_end(),
+        disk_errors(output),
+        TemporaryDirectory(dir=output.parent, prefix=".build-") as name,
+    ):
         folder = Path(name)
         task = _task(model, request, output, caches)
         report = run_build(folder, task, progress)

@@ -7,8 +7,10 @@ and `report.json` are written there. Events go to stdout, a JSON object a line.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -23,19 +25,30 @@ from slimdeploy.errors import SlimdeployError
 
 TASK, REPORT = "task.json", "report.json"
 _SECONDS_BETWEEN = 0.1
+_PR_SET_PDEATHSIG = 1
 
 
 def main(folder: Path) -> int:
     """Build what the task in `folder` says; the exit code is 0 if the outcome was told."""
     with _events() as events:
         try:
-            _build(folder, json.loads((folder / TASK).read_text()), events)
+            task = json.loads((folder / TASK).read_text())
+            _end_with(task["parent"])
+            _build(folder, task, events)
         except SlimdeployError as error:
             _tell(events, error=type(error).__name__, message=str(error))
         except OSError as error:  # the disk is full, or the file too large
             reason = error.strerror or str(error)
             _tell(events, error="OSError", message=reason)
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process with the one that started it, where it can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before
+        sys.exit(1)
 
 
 def _events() -> IO[str]:
