@@ -6,8 +6,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
+from slimdeploy.engine.building import build_engine
 from slimdeploy.engine.building.cache import (
     EngineCache,
     engine_key,
@@ -16,9 +18,12 @@ from slimdeploy.engine.building.cache import (
     write_timing_cache,
 )
 from slimdeploy.engine.building.request import BuildRequest
+from slimdeploy.engine.building.worker import Engines
 from slimdeploy.engine.gpu import Gpu
 from slimdeploy.engine.trt.build import timing_cache_bytes, use_timing_cache
+from slimdeploy.errors import InputError
 from tests.engine.fakes import beyond_bindings
+from tests.graph.vit_text import vit
 
 ORIN = Gpu("NVIDIA Orin (nvgpu)", (8, 7), (12, 6), 6_000_000_000)
 MODEL = {"": "a" * 64}
@@ -62,16 +67,47 @@ def test_an_engine_comes_back_with_its_report(kept: EngineCache, tmp_path: Path)
 
 
 @pytest.mark.parametrize("file", ["engine", "report.json", "sha256"])
-@pytest.mark.parametrize("damage", ["emptied", "gone"])
+@pytest.mark.parametrize("damage", ["emptied", "cut off", "gone"])
 def test_a_damaged_engine_is_thrown_away(
     kept: EngineCache, file: str, damage: str, tmp_path: Path
 ) -> None:
     path = kept.folder / "key" / file
-    path.write_bytes(b"") if damage == "emptied" else path.unlink()
+    keep = {"emptied": 0, "cut off": path.stat().st_size // 2}
+    path.write_bytes(path.read_bytes()[: keep[damage]]) if damage in keep else path.unlink()
     target = tmp_path / "m.plan"
     assert kept.find("key", target) is None
     assert not target.exists()
     assert (file, damage) == ("engine", "gone") or not (kept.folder / "key").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"version": "1"}', '{"gpu": 1}', "not JSON"])
+def test_a_report_that_tells_of_no_build_is_thrown_away(
+    kept: EngineCache, text: str, tmp_path: Path
+) -> None:
+    """Whole, and yet not as this version writes it."""
+    task = {"cache_folder": str(tmp_path), "use_cache": True, "sha256": MODEL}
+    engines, key = (
+        Engines(task, REQUEST, tmp_path / "m.plan"),
+        engine_key(MODEL, REQUEST, "1", None),
+    )
+    kept.add(key, tmp_path / "new.plan", text)
+    assert engines.find("1", None) is None
+    assert not (kept.folder / key).exists()
+    assert not (tmp_path / "m.plan").exists()
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    model = tmp_path / "m.onnx"
+    onnx.save(vit(), model)
+    with pytest.raises(InputError, match=r"no home folder to keep engines in: .* --cache-dir$"):
+        build_engine(model, BuildRequest("tensorrt-rtx"), tmp_path / "m.plan")
+    assert build_engine(model, BuildRequest("onnxruntime"), tmp_path / "f.onnx").report.version
 
 
 def test_the_longest_unused_goes_first(tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def record_lines(file: Path, data: Data) -> list[str] | None:
     """A record of another verb; None for one of no kind that is known.
 
     Raises:
-        LookupError, TypeError: for one that is damaged.
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError: for one that is
+            damaged.
     """
     tell = _SAID.get(str(data.get("kind")))
     if tell is None:

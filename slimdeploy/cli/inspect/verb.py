@@ -53,6 +53,8 @@ def _record(file: Path) -> tuple[dict[str, Any], RenderableType]:
         data = json_module.loads(read_bytes(file))
     except ValueError as error:
         raise InputError(f"{file}: not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: no record of slimdeploy: it is nested too deeply") from error
     if not isinstance(data, dict):
         raise InputError(f"{file}: neither a keep schedule nor a manifest")
     if "artifact" in data:
@@ -60,7 +62,7 @@ def _record(file: Path) -> tuple[dict[str, Any], RenderableType]:
         return record.model_dump(mode="json"), "\n".join(manifest_lines(file, record))
     try:
         lines = record_lines(file, data)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{file}: a damaged record of kind '{data['kind']}'") from error
     if lines is not None:
         return data, "\n".join(lines)

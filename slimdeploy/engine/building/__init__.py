@@ -138,9 +138,16 @@ def _task(model: Path, request: BuildRequest, output: Path, caches: Caches) -> d
         "request": request.to_json(),
         "target": output.name,
         "timing_cache": str(caches.timing.resolve()) if caches.timing else None,
-        "cache_folder": str((caches.folder or default_folder()).resolve()),
+        "cache_folder": _cache_folder(request, caches),
         "use_cache": caches.engines,
     }
+
+
+def _cache_folder(request: BuildRequest, caches: Caches) -> str | None:
+    """None for ONNX Runtime, which has no use for one."""
+    if request.backend == "onnxruntime":
+        return None
+    return str((caches.folder or default_folder()).resolve())
 
 
 def _move_parts(folder: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from slimdeploy import __version__
 from slimdeploy.engine.building.request import BuildRequest
 from slimdeploy.engine.gpu import Gpu
+from slimdeploy.errors import InputError
 from slimdeploy.files import sha256_file, write_bytes
 
 _ENGINE, _REPORT, _DIGEST = "engine", "report.json", "sha256"
@@ -22,9 +23,19 @@ _FORMAT = 1
 
 
 def default_folder() -> Path:
-    """Where caches lie unless told otherwise: $XDG_CACHE_HOME/slimdeploy or ~/.cache/slimdeploy."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "slimdeploy"
+    """Where caches lie unless told otherwise: $XDG_CACHE_HOME/slimdeploy or ~/.cache/slimdeploy.
+
+    Raises:
+        InputError: if this user has no home.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "slimdeploy"
+    try:
+        return Path.home() / ".cache" / "slimdeploy"
+    except RuntimeError as error:  # neither $HOME nor an entry in the system's list of users
+        raise InputError(
+            "this user has no home folder to keep engines in: choose a folder with --cache-dir"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -76,17 +87,21 @@ class EngineCache:
             return None
         try:
             shutil.copyfile(entry / _ENGINE, target)
-            report = (entry / _REPORT).read_text()
-            recorded = (entry / _DIGEST).read_text().strip()
+            report = (entry / _REPORT).read_bytes()
+            recorded = (entry / _DIGEST).read_bytes()
         except OSError:
-            recorded, report = "", ""
-        if not report or sha256_file(target) != recorded:
-            shutil.rmtree(entry, ignore_errors=True)
-            target.unlink(missing_ok=True)
+            recorded, report = b"", b""
+        if _digest(target, report) != recorded:
+            self.drop(key, target)
             return None
         with suppress(OSError):
             os.utime(entry)
-        return report
+        return report.decode()
+
+    def drop(self, key: str, target: Path) -> None:
+        """Forget an engine, and remove the copy of it."""
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+        target.unlink(missing_ok=True)
 
     def add(self, key: str, engine: Path, report: str) -> None:
         """Keep an engine; raises OSError if the folder cannot be written."""
@@ -94,8 +109,8 @@ class EngineCache:
         made = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
         try:
             shutil.copyfile(engine, made / _ENGINE)
-            (made / _REPORT).write_text(report)
-            (made / _DIGEST).write_text(sha256_file(made / _ENGINE))
+            (made / _REPORT).write_bytes(report.encode())
+            (made / _DIGEST).write_bytes(_digest(made / _ENGINE, report.encode()))
             shutil.rmtree(self.folder / key, ignore_errors=True)
             made.rename(self.folder / key)
         finally:
@@ -112,6 +127,11 @@ class EngineCache:
                 return
             shutil.rmtree(path, ignore_errors=True)
             total -= sizes[path]
+
+
+def _digest(engine: Path, report: bytes) -> bytes:
+    """Of both: a report that was cut off would say nothing of its own accord."""
+    return hashlib.sha256(sha256_file(engine).encode() + report).hexdigest().encode()
 
 
 def timing_cache_path(folder: Path, version: str, gpu: Gpu) -> Path:

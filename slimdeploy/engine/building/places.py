@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from slimdeploy.engine.building.cache import Caches, digest_path
+from slimdeploy.engine.building.cache import Caches, default_folder, digest_path
 from slimdeploy.engine.building.request import Backend, check_output
 from slimdeploy.errors import InputError
 from slimdeploy.files import check_writable
@@ -31,11 +31,13 @@ def check_places(
 
     Raises:
         InputError: naming that file, an option that the backend has no use for, or a place where
-            nothing can be written; or if `model` cannot be read.
+            nothing can be written; if there is no place for caches, or `model` cannot be read.
     """
     caches = caches or Caches()
     check_output(output, backend)
     _check_used(backend, layers, caches)
+    if backend != "onnxruntime" and caches.folder is None:
+        default_folder()
     parts = external_files(parse_model(model))
     taken = [model, manifest_path(model), *(model.parent / name for name in parts)]
     taken += [schedule] if schedule is not None else []

@@ -73,7 +73,7 @@ def _build(folder: Path, task: dict[str, Any], events: IO[str]) -> None:
         return
     from slimdeploy.engine.building.with_tensorrt import TensorRTBuild
 
-    engines = _Engines(task, request, target)
+    engines = Engines(task, request, target)
     build = TensorRTBuild(
         model,
         request,
@@ -85,7 +85,7 @@ def _build(folder: Path, task: dict[str, Any], events: IO[str]) -> None:
     _report(folder, report if report.cached else engines.keep(report))
 
 
-class _Engines:
+class Engines:
     """The engine cache, for one model and request."""
 
     def __init__(self, task: dict[str, Any], request: BuildRequest, target: Path) -> None:
@@ -102,7 +102,11 @@ class _Engines:
         text = self._cache.find(key, self._target)
         if text is None:
             return None
-        return replace(BuildReport.from_json(json.loads(text)), cached=True)
+        try:
+            return replace(BuildReport.from_json(json.loads(text)), cached=True)
+        except (ValueError, LookupError, TypeError):  # another version's, or by another hand
+            self._cache.drop(key, self._target)
+            return None
 
     def keep(self, report: BuildReport) -> BuildReport:
         """Remember a new engine; a cache that cannot be written is worth a note, no more."""
