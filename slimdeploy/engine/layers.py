@@ -1,7 +1,7 @@
 """The kernels of a built engine, whichever way it tells of them.
 
 TensorRT's inspector gives JSON, for which an engine must be loaded on a GPU. TensorRT-RTX prints
-the same table at the end of a verbose build log, on a machine with no GPU.
+the same table at the end of a verbose build log, on a machine with no GPU; so does TensorRT 10.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slimdeploy.errors import InputError
@@ -79,8 +79,12 @@ class EngineLayer:
 
 
 def layers_of_log(text: str) -> list[EngineLayer]:
-    """The layer table at the end of TensorRT-RTX's verbose build log; [] if there is none."""
-    start = text.rfind("\nLayers:\nName: ")
+    """The layer table at the end of a verbose build log; [] if there is none.
+
+    TensorRT-RTX 1.7 writes what `_logged` reads. The other form that it reads, TensorRT 10's, was
+    taken from public logs of 10.5 to 10.12: no such log was written here.
+    """
+    start = f"\n{text}".rfind("\nLayers:\nName: ")
     if start < 0:
         return []
     table = text[start:].partition("\nI/O Tensors:")[0].replace("\nName: ", "\n\0Name: ")
@@ -88,19 +92,21 @@ def layers_of_log(text: str) -> list[EngineLayer]:
 
 
 def _logged(row: str) -> EngineLayer:
-    head, _, rest = row.partition(", Inputs: [")
-    inputs, _, rest = rest.partition("], Constants: [")
-    constants, _, rest = rest.partition("], Outputs: [")
-    outputs, _, tail = rest.partition("], TacticName: ")
+    head, *parts = re.split(r", (Inputs|Constants|Outputs): \[", row)
     name, _, kind = head.removeprefix("Name: ").rpartition(", LayerType: ")
-    nodes = _node_names(tail.partition("Metadata: ")[2])
-    return EngineLayer(name, kind, nodes, *map(_logged_tensors, (inputs, constants, outputs)))
+    found = {key: _logged_tensors(part) for key, part in zip(parts[::2], parts[1::2], strict=True)}
+    inputs, constants, outputs = (found.get(key, ()) for key in ("Inputs", "Constants", "Outputs"))
+    nodes = _node_names(row.rpartition(", Metadata:")[2].partition("\n")[0])
+    return EngineLayer(name, kind, nodes, inputs, constants, outputs)
 
 
 def _logged_tensors(text: str) -> tuple[Tensor, ...]:
-    pattern = r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\].*?, Datatype: (\w+)"
+    pattern = (
+        r"\{ Name: (.*?)(?:, Location: \w+)?, Dimensions: \[([-\d,]*)\]"
+        r".*?, (?:Format/)?Datatype: ([^,}]*)"
+    )
     return tuple(
-        Tensor(name, tuple(int(d) for d in dims.split(",") if d), _NUMPY_NAMES.get(kind, kind))
+        Tensor(name, tuple(int(d) for d in dims.split(",") if d), _dtype_of(kind.strip()))
         for name, dims, kind in re.findall(pattern, text)
     )
 
@@ -125,8 +131,8 @@ def layers_of_inspector(text: str) -> list[EngineLayer]:
         EngineLayer(
             row["Name"],
             row.get("LayerType", ""),
-            _node_names(row.get("Metadata", "")),
-            *(_inspected(row.get(key, ())) for key in ("Inputs", "Constants", "Outputs")),
+            _node_names(row.get("Metadata") or ""),
+            *(_inspected(row.get(key) or ()) for key in ("Inputs", "Constants", "Outputs")),
         )
         for row in rows
     ]
@@ -149,6 +155,27 @@ def _dtype_of(text: str) -> str:
         return _NUMPY_NAMES[text]
     found = (name for word, name in reversed(_FORMAT_WORDS) if re.search(rf"\b{word}\b", text))
     return next(found, text)
+
+
+def with_constants(layers: Sequence[EngineLayer], given: Collection[str]) -> list[EngineLayer]:
+    """The layers, with constants told from what kernels give each other.
+
+    TensorRT 10 lists both as inputs: a constant is what no kernel gives.
+
+    Args:
+        given: names of the engine's inputs.
+    """
+    if any(layer.constants for layer in layers):
+        return list(layers)
+    made = {tensor.name for layer in layers for tensor in layer.outputs}.union(given)
+    return [
+        replace(
+            layer,
+            inputs=tuple(tensor for tensor in layer.inputs if tensor.name in made),
+            constants=tuple(tensor for tensor in layer.inputs if tensor.name not in made),
+        )
+        for layer in layers
+    ]
 
 
 def weights_by_type(layers: Sequence[EngineLayer]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from slimdeploy.engine.layers import (
     layers_of_inspector,
     layers_of_log,
     weights_by_type,
+    with_constants,
 )
 from slimdeploy.engine.lint import lint, moves_only, selects_only, summary
 from slimdeploy.engine.tokens import check_tokens, engine_tokens
@@ -67,6 +68,45 @@ def test_a_build_log() -> None:
     assert layers_of_log("a log without a table") == []
 
 
+# Written by hand to the form of public logs of TensorRT 10: constants among the inputs, the type by
+# another name, in some versions a location. No such log was written here.
+LOG_OF_10 = """Engine generation completed in 3 seconds.
+Layers:
+Name: __myl_CastAddMul_myl0_0, LayerType: kgen, Inputs: [ { Name: x, Dimensions: [-1,17,192], \
+Format/Datatype: Float }, { Name: gain, Dimensions: [192], Format/Datatype: Half }], Outputs: [ { \
+Name: h, Dimensions: [-1,17,192], Format/Datatype: Half }], TacticName: t, StreamId: 0, \
+Metadata: [ONNX Layer: norm]\x1e[ONNX Layer: cast]
+Name: _gemm_mha_v2_myl0_1, LayerType: kgen, Inputs: [ { Name: h, Location: Device, Dimensions: \
+[-1,17,64], Format/Datatype: Half }, { Name: kt, Dimensions: [-1,64,17], Format/Datatype: Half }, \
+{ Name: h, Dimensions: [-1,17,64], Format/Datatype: Row major linear FP16 format }], Outputs: [ { \
+Name: y, Location: Device, Dimensions: [-1,5,64], Format/Datatype: Half }], TacticName: t, \
+StreamId: 0, Metadata: [ONNX Layer: softmax]
+
+Bindings:
+x
+y
+"""
+
+
+def test_a_build_log_of_tensorrt_10() -> None:
+    first, second = with_constants(layers_of_log(LOG_OF_10), ["x", "kt"])
+    assert (first.kind, first.nodes) == ("kgen", ("norm", "cast"))
+    assert first.inputs == (Tensor("x", (-1, 17, 192), "float32"),)
+    assert first.constants == (Tensor("gain", (192,), "float16"),)
+    assert first.outputs == (Tensor("h", (-1, 17, 192), "float16"),)
+    assert [(t.name, t.dtype) for t in second.inputs] == [(n, "float16") for n in ("h", "kt", "h")]
+    assert second.outputs == (Tensor("y", (-1, 5, 64), "float16"),)
+    assert weights_by_type([first, second]) == {"float16": 192}
+    blocks = [Attention("softmax", 17, 17)]
+    assert engine_tokens([first, second], blocks) == [Attention("softmax", 5, 17)]
+    assert lint([first, second], blocks, GraphFacts(("norm",))) == []
+
+
+def test_constants_that_are_told_stay_as_they_are() -> None:
+    layers = layers_of_log(LOG)
+    assert with_constants(layers, []) == layers
+
+
 def test_an_inspectors_json() -> None:
     """Written by hand to TensorRT 10's documented form: no inspector has run here."""
     rows = [
@@ -83,6 +123,7 @@ def test_an_inspectors_json() -> None:
             "Inputs": [
                 {"Name": "i", "Dimensions": [2], "Format/Datatype": "Row major linear FP32 format"}
             ],
+            "Constants": None,
         },
     ]
     found = layers_of_inspector(json.dumps({"Layers": rows, "Bindings": []}))

@@ -5,12 +5,14 @@ Small models of three families; the table of whole ones is docs/bench/engines.md
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
 
+from slimdeploy.engine.layers import with_constants
 from slimdeploy.engine.lint import moves_only
 from slimdeploy.engine.preflight import open_record
 from slimdeploy.errors import InputError
@@ -111,6 +113,17 @@ def test_an_engine_of_half_precision_has_no_findings() -> None:
     """What `--strict` accepts: slim, by either form, as `export` and `quantize` write it."""
     assert built("deit", "gather", "fp16").findings == []
     assert built("deit", "slice", "fp16").findings == []
+
+
+@parametrize("family", FAMILIES)
+def test_constants_are_what_no_kernel_gives(family: str) -> None:
+    """What TensorRT 10 leaves to be found out, TensorRT-RTX tells: so it can be compared."""
+    made = built(family, "gather", "fp16")
+    mixed = [
+        replace(layer, inputs=(*layer.constants, *layer.inputs), constants=())
+        for layer in made.report.layers
+    ]
+    assert with_constants(mixed, ["images"]) == list(made.report.layers)
 
 
 def test_batches_are_a_profile_or_fixed() -> None:

@@ -119,6 +119,20 @@ def test_without_a_driver_no_builder_is_made(small: Path, monkeypatch: pytest.Mo
         build(small)
 
 
+@pytest.mark.usefixtures("on_an_orin")
+def test_an_engine_that_cannot_be_read_back_is_kept(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise InputError("no memory")
+
+    monkeypatch.setattr(with_tensorrt.build, "engine_layers", refuse)
+    report, _ = build(small)
+    assert report.notes == ("the engine's kernels were not read: no memory",)
+    assert report.layers == ()
+    assert (small.parent / "m.plan").is_file()
+
+
 # --- running an engine: fakes of the runtime and of the GPU's memory ---------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +13,12 @@ from slimdeploy.engine.building.failures import explain
 from slimdeploy.engine.building.report import BuildReport
 from slimdeploy.engine.building.request import BuildRequest
 from slimdeploy.engine.gpu import Gpu, find_gpu, gpu_or_none
-from slimdeploy.engine.layers import weights_by_type
+from slimdeploy.engine.layers import EngineLayer, weights_by_type
+from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.trt import build, parse
 from slimdeploy.engine.trt.bindings import Flavour, load_bindings
 from slimdeploy.engine.trt.events import Progress, make_logger
-from slimdeploy.errors import MissingError, SlimdeployError
+from slimdeploy.errors import InputError, MissingError, SlimdeployError
 
 Lookup = Callable[[str, Gpu | None], BuildReport | None]
 """Given the backend's version and the GPU, the report of an engine found in the cache."""
@@ -56,7 +57,7 @@ class TensorRTBuild:
         built_at = time.perf_counter()
         self._keep_timings(config, timing)
         target.write_bytes(plan)
-        layers, layers_from = build.engine_layers(trt, logger, plan, gpu)
+        layers, layers_from = self._read_back(trt, logger, plan, gpu, inputs)
         return BuildReport(
             version=trt.__version__,
             gpu=gpu,
@@ -129,6 +130,17 @@ class TensorRTBuild:
         if not plan:
             raise explain(logger.errors, str(self.model), self.request.workspace_gb)
         return plan
+
+    def _read_back(
+        self, trt: Any, logger: Any, plan: bytes, gpu: Gpu | None, inputs: Sequence[TensorInfo]
+    ) -> tuple[list[EngineLayer], str]:
+        """The engine's kernels; where they cannot be read, the engine may be sound all the same."""
+        names = [info.name for info in inputs]
+        try:
+            return build.engine_layers(trt, logger, plan, gpu, self.request, names)
+        except InputError as error:
+            self.notes.append(f"the engine's kernels were not read: {error}")
+            return [], ""
 
     def _targets(self, gpu: Gpu | None) -> str:
         if self.request.backend == "tensorrt":

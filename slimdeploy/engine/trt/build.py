@@ -7,9 +7,14 @@ from typing import Any
 
 from slimdeploy.engine.building.request import BuildRequest
 from slimdeploy.engine.gpu import Gpu
-from slimdeploy.engine.layers import EngineLayer, layers_of_inspector, layers_of_log
+from slimdeploy.engine.layers import (
+    EngineLayer,
+    layers_of_inspector,
+    layers_of_log,
+    with_constants,
+)
 from slimdeploy.engine.protocol import TensorInfo
-from slimdeploy.engine.trt.events import Progress, make_monitor
+from slimdeploy.engine.trt.events import Progress, last_error, make_monitor
 from slimdeploy.engine.trt.parse import Network
 from slimdeploy.errors import InputError
 
@@ -111,20 +116,29 @@ def serialize(parsed: Network, config: Any) -> bytes | None:
 
 
 def engine_layers(
-    trt: Any, logger: Any, plan: bytes, gpu: Gpu | None
+    trt: Any, logger: Any, plan: bytes, gpu: Gpu | None, request: BuildRequest, given: Sequence[str]
 ) -> tuple[list[EngineLayer], str]:
     """The engine's kernels, and where they were read: "inspector", "build log" or "" for nowhere.
 
     Without a GPU nothing of the runtime may be touched: it would crash.
+
+    Args:
+        given: names of the engine's inputs.
+
+    Raises:
+        InputError: if TensorRT does not load the engine that it has just built.
     """
     table = layers_of_log("\n".join(logger.lines))
-    if table:
-        return table, "build log"
+    if any(layer.nodes for layer in table) or (table and gpu is None):
+        return with_constants(table, given), "build log"
     if gpu is None:
         return [], ""
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    if request.version_compatible:
+        runtime.engine_host_code_allowed = True  # it brings its own runtime along
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        return [], ""
+        raise InputError(f"TensorRT cannot load the engine that it built: {last_error(logger)}")
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return layers_of_inspector(text), "inspector"
+    return with_constants(layers_of_inspector(text), given), "inspector"

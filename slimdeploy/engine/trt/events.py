@@ -26,6 +26,12 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
+def last_error(logger: Any) -> str:
+    """The first line of what such a logger was last told of as an error."""
+    errors = logger.errors or ["no reason given"]
+    return str(errors[-1]).strip().splitlines()[0][:200]
+
+
 def make_monitor(trt: Any, progress: Progress) -> Any:
     """A progress monitor that turns nested phases into one share of the whole."""
 

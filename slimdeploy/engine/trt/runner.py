@@ -18,7 +18,7 @@ from slimdeploy.engine.host import this_host
 from slimdeploy.engine.preflight import open_record, preflight
 from slimdeploy.engine.protocol import Array, EngineInfo, Feeds, TensorInfo, check_feeds
 from slimdeploy.engine.trt.bindings import Flavour, load_bindings
-from slimdeploy.engine.trt.events import make_logger
+from slimdeploy.engine.trt.events import last_error, make_logger
 from slimdeploy.errors import InputError, MissingError, requires
 
 _NUMPY = ("float32", "float16", "int8", "int32", "int64", "bool", "uint8")
@@ -58,21 +58,17 @@ class TensorRTEngine:
             self._runtime.engine_host_code_allowed = True  # it brings its own runtime along
         self._engine = self._runtime.deserialize_cuda_engine(self._path.read_bytes())
         if self._engine is None:
-            raise InputError(f"{self._path}: TensorRT cannot load it: {self._last_error()}")
+            raise InputError(f"{self._path}: TensorRT cannot load it: {last_error(self._logger)}")
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise MissingError(
-                f"{self._path}: not enough GPU memory to run it ({self._last_error()}): close "
-                "other programs on the GPU, or build with a smaller --max-batch"
+                f"{self._path}: not enough GPU memory to run it ({last_error(self._logger)}): "
+                "close other programs on the GPU, or build with a smaller --max-batch"
             )
         self._stream = Stream()
         self._new_array = DeviceArray
         self._arrays: dict[str, Any] = {}
         self._closed = False
-
-    def _last_error(self) -> str:
-        errors = self._logger.errors or ["no reason given"]
-        return str(errors[-1]).strip().splitlines()[0][:200]
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -100,7 +96,7 @@ class TensorRTEngine:
             shape = tuple(self._context.get_tensor_shape(info.name))
             self._device_array(info.name, shape, np.dtype(info.dtype))
         if not self._context.execute_async_v3(self._stream.ptr):
-            raise InputError(f"{name}: inference failed: {self._last_error()}")
+            raise InputError(f"{name}: inference failed: {last_error(self._logger)}")
         found = {info.name: self._host_array(info) for info in self._outputs}
         self._stream.synchronize()
         return found
