@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from slimdeploy.engine.host import Host, this_host
+from slimdeploy.engine.host import Host, installed, this_host
 from slimdeploy.engine.jetpack import jetpack_of
 from slimdeploy.engine.trt.bindings import Flavour, load_bindings, version_of
 from slimdeploy.errors import InputError, MissingError, one_line
@@ -49,6 +49,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 }
 """What each verb needs: packages, or a GPU."""
 
+_FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 _ORT_FOR_CUDA_13 = (1, 27)
 
 
@@ -81,6 +82,8 @@ def gather() -> Facts:
 
 
 def _version(name: str) -> str | None:
+    if name in _FLAVOURS:  # which come under several names
+        return installed(name)
     try:
         return version(name)
     except PackageNotFoundError:
@@ -93,8 +96,7 @@ def _broken(packages: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             importlib.import_module("onnxruntime").get_available_providers()
         except (ImportError, AttributeError) as error:
             yield "onnxruntime", one_line(error)
-    flavours: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
-    for flavour in flavours:
+    for flavour in _FLAVOURS:
         if flavour in packages:
             try:
                 load_bindings(flavour)
@@ -141,7 +143,7 @@ def _runtime(facts: Facts) -> Iterator[Remark]:
 
 
 def _tensorrt(facts: Facts) -> Iterator[Remark]:
-    for name in ("tensorrt", "tensorrt-rtx"):
+    for name in _FLAVOURS:
         if name in facts.broken:
             yield Remark("problem", name, facts.broken[name])
         elif name in facts.packages and "polygraphy" not in facts.packages:

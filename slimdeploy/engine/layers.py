@@ -81,8 +81,8 @@ class EngineLayer:
 def layers_of_log(text: str) -> list[EngineLayer]:
     """The layer table at the end of a verbose build log; [] if there is none.
 
-    TensorRT-RTX 1.7 writes what `_logged` reads. The other form that it reads, TensorRT 10's, was
-    taken from public logs of 10.5 to 10.12: no such log was written here.
+    TensorRT-RTX 1.7 writes one of the two forms that are read. The other, TensorRT 10's, was taken
+    from public logs, of 10.10 among them: that version has never run here.
     """
     start = f"\n{text}".rfind("\nLayers:\nName: ")
     if start < 0:

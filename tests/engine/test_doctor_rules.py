@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from slimdeploy.engine.doctor import Facts, gather, remarks, verbs
 from slimdeploy.engine.gpu import Gpu
-from slimdeploy.engine.host import Host
+from slimdeploy.engine.host import Host, installed
 from slimdeploy.engine.jetpack import jetpack_of
 
 ORIN = Gpu("Orin", (8, 7), (12, 6), 6_000_000_000)
@@ -88,6 +90,22 @@ def test_what_each_verb_lacks() -> None:
 )
 def test_the_tensorrt_of_each_jetpack(l4t: tuple[int, int], tensorrt: tuple[int, int]) -> None:
     assert jetpack_of(l4t).tensorrt == tensorrt
+
+
+@pytest.mark.parametrize("name", ["tensorrt_cu12", "tensorrt_cu13"])
+def test_tensorrt_for_one_cuda_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed("tensorrt") is not None:
+        pytest.skip("tensorrt is installed here")
+    folder = tmp_path / f"{name}-10.3.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 10.3.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = gather()
+    assert found.packages["tensorrt"] == "10.3.0"
+    assert "tensorrt" in found.broken  # there is a name here, and nothing behind it
+    assert "tensorrt" in {remark.subject for remark in remarks(found)}
 
 
 def test_this_machine() -> None:
