@@ -82,8 +82,10 @@ def preflight(manifest: Manifest, record: BuildRecord, host: Host) -> Verdict:
     if record.backend not in host.backends:
         extra = {"onnxruntime": "cpu"}.get(record.backend, record.backend)
         missing.append(f"{name} is not installed: pip install 'slimdeploy[{extra}]'")
-    refused = [*_version(record, host), *_device(record, host)]
-    cautions = list(_cautions(record, host))
+    moved = _platform(record, host)
+    bound = record.backend == "tensorrt"  # whose plans NVIDIA ties to system and processor
+    refused = [*_version(record, host), *moved * bound, *_device(record, host)]
+    cautions = [*moved * (not bound), *_cautions(record, host)]
     return Verdict(
         tuple(missing), tuple(refused), tuple(cautions), _rebuild(manifest, record, host)
     )
@@ -156,10 +158,15 @@ def _device(record: BuildRecord, host: Host) -> Sequence[str]:
     return (f"built for {record.gpu.sm} ({record.gpu.name}); this GPU is {host.gpu.sm}",)
 
 
+def _platform(record: BuildRecord, host: Host) -> list[str]:
+    """Operating system and processor."""
+    if record.platform == host.platform:
+        return []
+    return [f"built on {record.platform}; this host is {host.platform}"]
+
+
 def _cautions(record: BuildRecord, host: Host) -> Sequence[str]:
     found = []
-    if record.platform != host.platform:
-        found.append(f"built on {record.platform}; this host is {host.platform}")
     if host.gpu is not None and record.gpu is not None and record.backend == "tensorrt":
         same = host.gpu.compute_capability == record.gpu.compute_capability
         if same and host.gpu.name != record.gpu.name:

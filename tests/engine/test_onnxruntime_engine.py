@@ -137,3 +137,54 @@ def test_importing_the_package_loads_no_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+SATURATES = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[1, 64] x) => (float[1, 32] y) {
+  q = QuantizeLinear (x, one, middle)
+  d = DequantizeLinear (q, one, middle)
+  w = DequantizeLinear <axis = 1> (weights, ones, zeros)
+  y = MatMul (d, w)
+}"""
+
+
+def eight_bits() -> onnx.ModelProto:
+    """uint8 by int8 whose products, two by two, are beyond 16 bits."""
+    model = onnx.parser.parse_model(SATURATES)
+    arrays = {
+        "one": np.float32(1),
+        "middle": np.uint8(128),
+        "weights": np.full((64, 32), 127, np.int8),
+        "ones": np.ones(32, np.float32),
+        "zeros": np.zeros(32, np.int8),
+    }
+    for name, values in arrays.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
+    return model
+
+
+def test_eight_bit_sums_are_exact_on_any_cpu() -> None:
+    engine = OnnxRuntimeEngine(eight_bits().SerializeToString())
+    found = engine.infer(np.full((1, 64), 127, np.float32))["y"]
+    np.testing.assert_array_equal(found, np.full((1, 32), 64 * 127 * 127))
+
+
+@pytest.mark.parametrize(
+    ("flags", "exact"),
+    [("fma avx2", False), ("avx2 avx_vnni", True), ("avx512f avx512_vnni amx_int8", True)],
+)
+def test_a_cpu_with_vnni_keeps_its_kernels(
+    flags: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slimdeploy.engine.onnxruntime import _exact
+    from slimdeploy.measure import host
+
+    monkeypatch.setattr(host, "_cpu_fields", lambda: {"flags": flags})
+    options = _exact(1)
+    key = "session.x64quantprecision"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    if exact:
+        with pytest.raises(RuntimeError, match=key):
+            options.get_session_config_entry(key)
+    else:
+        assert options.get_session_config_entry(key) == "1"

@@ -77,6 +77,16 @@ REFUSED: list[tuple[dict[str, Any], Host, str]] = [
     ({}, host(tensorrt="11.4.0"), "built by TensorRT 10.3.0; this host has 11.4.0"),
     (
         {},
+        host(platform="linux-x86_64", tensorrt="10.3.0"),
+        "built on linux-aarch64; this host is linux-x86_64",
+    ),
+    (
+        {"version_compatible": True, "hardware_compatible": "ampere-plus"},
+        host(platform="linux-x86_64", tensorrt="11.4.0"),
+        "built on linux-aarch64; this host is linux-x86_64",
+    ),
+    (
+        {},
         host("H200", (9, 0), tensorrt="10.3.0"),
         "built for sm_87 (Orin); this GPU is sm_90",
     ),
@@ -194,13 +204,13 @@ def test_an_optimised_model_needs_no_gpu_unless_its_provider_does() -> None:
 
 
 def test_what_is_not_promised_is_a_caution() -> None:
-    machine = host("AGX Orin", platform="linux-x86_64", tensorrt="10.3.0")
-    verdict = judged(record(), machine)
+    verdict = judged(record(), host("AGX Orin", tensorrt="10.3.0"))
     assert verdict.loads
-    assert verdict.cautions == (
-        "built on linux-aarch64; this host is linux-x86_64",
-        "tuned on Orin, this is AGX Orin: it runs, perhaps slower",
-    )
+    assert verdict.cautions == ("tuned on Orin, this is AGX Orin: it runs, perhaps slower",)
+    rtx = record(backend="tensorrt-rtx", version="1.7.1", gpu=None)
+    verdict = judged(rtx, host(platform="linux-x86_64", tensorrt_rtx="1.7.1"))
+    assert verdict.loads
+    assert verdict.cautions == ("built on linux-aarch64; this host is linux-x86_64",)
 
 
 @pytest.mark.parametrize(
