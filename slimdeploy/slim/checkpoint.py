@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from slimdeploy.errors import InputError, one_line
+from slimdeploy.errors import GateError, InputError, one_line
 from slimdeploy.files import atomic_path
 from slimdeploy.preprocessing import Preprocessing
 
@@ -33,7 +34,8 @@ class Checkpoint:
         """Read `.safetensors`, or a `.pth`/`.pt` file as timm's training script writes it.
 
         Raises:
-            InputError: if the file is absent, damaged or holds no state dict.
+            InputError: if the file is absent, damaged or holds no state dict, or a weight in it is
+                NaN or infinite.
         """
         if not path.is_file():
             raise InputError(f"{path}: no such checkpoint")
@@ -55,6 +57,10 @@ class Checkpoint:
             if not isinstance(value, Tensor):
                 raise InputError(f"{path}: holds no state dict ('{key}' is not a tensor)")
         floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        if (broken := not_finite(floats)) is not None:
+            raise InputError(
+                f"{path}: {broken} holds NaN or infinity; give weights from before they broke"
+            )
         return cls(path, floats, metadata)
 
     @property
@@ -94,6 +100,11 @@ class Checkpoint:
         model.load_state_dict(self.state)
 
 
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity; None if all are finite."""
+    return next((name for name, value in state.items() if not value.isfinite().all()), None)
+
+
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over a model's weights, in order."""
     total = hashlib.sha256()
@@ -114,12 +125,19 @@ def save_weights(
     """Write a model's weights atomically as safetensors, with model name and preprocessing.
 
     Loading always gives float32; `dtype` is how they are stored.
+
+    Raises:
+        GateError: if a weight is NaN or infinite, or becomes so in `dtype`; nothing is written.
     """
     stored = getattr(torch, dtype)
     state = {
         key: (value.to(stored) if value.is_floating_point() else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
+    if (broken := not_finite(state)) is not None:
+        whole = dtype != "float32" and not_finite(model.state_dict()) is None
+        reason = f"too large for {dtype}" if whole else "NaN or infinite"
+        raise GateError(f"{path.name}: not written: {broken} came out {reason}")
     metadata = {
         "model": name,
         "num_classes": str(getattr(model, "num_classes", 0)),

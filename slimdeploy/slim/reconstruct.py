@@ -67,11 +67,14 @@ class LayerProblem:
     @torch.no_grad()
     def error(self, keep: list[int]) -> float:
         """The paper's E_{t+1}, relative: squared error over the target's squared norm."""
-        wrong = norm = 0.0
+        wrong = 0.0
         for x, target in zip(self.inputs, self.targets, strict=True):
             wrong += float((self.output(x, keep) - target).double().square().sum())
-            norm += float(target.double().square().sum())
-        return wrong / norm
+        return wrong / self.norm()
+
+    def norm(self) -> float:
+        """The target's squared norm."""
+        return sum(float(target.double().square().sum()) for target in self.targets)
 
 
 def reconstruct_by_gradient(

@@ -10,13 +10,14 @@ weights. Beside the paper's tolerance, counts per layer may be given, from a bud
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from slimdeploy.errors import InputError
+from slimdeploy.errors import GateError, InputError
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.schedule import Layer
 from slimdeploy.slim.calibration import Calibration
@@ -74,6 +75,9 @@ def search(
 
     Returns:
         Layers in order from the first, with scores and errors.
+
+    Raises:
+        GateError: if a score or an error is NaN or infinite.
     """
     last = Layer(keep=tuple(state.geometry.head_reads))
     state.keep[state.depth], found = list(last.keep), [last]
@@ -94,6 +98,7 @@ def search(
 def _slim_layer(state: Calibration, impact: Impact, options: SearchOptions, layer: int) -> Layer:
     scores = impact.scores(state, layer)
     problem = LayerProblem.collect(state, layer)
+    _require_numbers(layer, 0 < problem.norm() < math.inf)
     floor = sorted({*state.keep[layer + 1], *state.protected})
     if options.counts is not None:
         keep = top_up(scores, floor, options.counts[layer - 1])
@@ -101,11 +106,20 @@ def _slim_layer(state: Calibration, impact: Impact, options: SearchOptions, laye
         error = problem.error(keep)
     else:
         keep, error = _grow(problem, scores, floor, options)
+    _require_numbers(layer, math.isfinite(error) and bool(scores.isfinite().all()))
     return Layer(
         keep=tuple(keep),
         scores=tuple(float(f"{s:.6g}") for s in scores),
         error=float(f"{error:.6g}"),
     )
+
+
+def _require_numbers(layer: int, found: bool) -> None:
+    if not found:
+        raise GateError(
+            f"layer {layer}: its error is no number, as values overflow or tokens are zero; check "
+            "the weights, or try another --reconstruct"
+        )
 
 
 def top_up(scores: Tensor, floor: list[int], count: int) -> list[int]:
