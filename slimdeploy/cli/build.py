@@ -70,6 +70,7 @@ def build(
     """
     from slimdeploy.engine.building import Caches, batch_profile, build_engine, model_inputs
     from slimdeploy.engine.building.places import check_places
+    from slimdeploy.engine.building.rehearsal import rehearse
 
     asked = BuildRequest(
         backend=backend,
@@ -86,6 +87,7 @@ def build(
     request = replace(asked, batch=batch_profile(str(model), inputs, sizes, backend))
     expected = _expected(keep_schedule)
     if dry_run:
+        rehearse(model, request, expected, keep_schedule)
         show({"request": request.to_json()}, _plan(request, model, output), json)
         return
     with progress_bar() as bar:

@@ -44,7 +44,7 @@ def open_session(
     """
     import onnxruntime
 
-    _check_available(onnxruntime.get_available_providers(), provider)
+    check_available(onnxruntime.get_available_providers(), provider)
     if not isinstance(model, bytes):
         if not Path(model).is_file():
             raise InputError(f"{model}: no such file")
@@ -69,7 +69,12 @@ def open_session(
     return session
 
 
-def _check_available(available: list[str], provider: str) -> None:
+def check_available(available: list[str], provider: str) -> None:
+    """Refuse a provider that is not among those that ONNX Runtime has.
+
+    Raises:
+        InputError, MissingError: with what to do.
+    """
     if provider not in PROVIDERS:
         raise InputError(f"provider '{provider}' is not known: use {' or '.join(PROVIDERS)}")
     if PROVIDERS[provider] not in available:

@@ -65,6 +65,22 @@ def of_blocks(
     return tuple(x for x in attentions if x.node in names) or tuple(attentions)
 
 
+def graph_tokens(model: Path) -> tuple[tuple[Attention, ...], bool]:
+    """Each block's token counts in an ONNX file, and whether these are all that it has.
+
+    ((), False) for a graph that is no vision transformer.
+    """
+    from slimdeploy.graph.files.storage import load_model
+    from slimdeploy.graph.slimming import prepared
+    from slimdeploy.graph.tokens.blocks import find_blocks
+
+    try:
+        blocks, misses = find_blocks(prepared(load_model(model)))
+    except InputError:
+        return (), False
+    return tuple(Attention(b.anchor.name, b.queries, b.keys) for b in blocks), not misses
+
+
 def check_tokens(source: str, found: Sequence[int], expected: Sequence[int], by: str) -> None:
     """Compare the queries of each block with what a schedule or manifest says.
 

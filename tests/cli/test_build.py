@@ -129,6 +129,7 @@ def test_the_models_own_manifest_is_what_tokens_are_compared_with(
     assert left(good.parent) == {"m.onnx", "m.onnx.json"}
 
 
+@pytest.mark.usefixtures("rtx")
 def test_a_dry_run_writes_nothing(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = good.parent / "m.plan"
     main(["build", str(good), *RTX, "--dry-run", "--output", str(plan)])

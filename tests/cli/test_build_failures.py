@@ -113,48 +113,65 @@ MACHINES: list[tuple[dict[str, str], tuple[str, ...], str]] = [
 ]
 
 
+DRY = pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["built", "dry"])
+
+
+@DRY
 @pytest.mark.parametrize(("modules", "options", "words"), MACHINES)
 def test_a_machine_that_lacks_something(
-    good: Path, modules: dict[str, str], options: tuple[str, ...], words: str, tmp_path: Path
+    good: Path,
+    modules: dict[str, str],
+    options: tuple[str, ...],
+    words: str,
+    dry: tuple[str, ...],
+    tmp_path: Path,
 ) -> None:
     fakes = tmp_path / "fakes"
     fakes.mkdir()
     for name, text in modules.items():
         (fakes / f"{name}.py").write_text(text)
     output = "new.onnx" if options == ORT else "m.plan"
-    line = ended(run(good.parent, "build", good, *options, "--output", output, path=fakes), 3)
+    arguments = ("build", good, *options, *dry, "--output", output)
+    line = ended(run(good.parent, *arguments, path=fakes), 3)
     assert words in line
     assert left(good.parent) == {"m.onnx"}
 
 
+@DRY
 @pytest.mark.usefixtures("no_driver")
-def test_tensorrt_without_a_driver_makes_no_builder(good: Path, tmp_path: Path) -> None:
+def test_tensorrt_without_a_driver_makes_no_builder(
+    good: Path, dry: tuple[str, ...], tmp_path: Path
+) -> None:
     fakes = tmp_path / "fakes"
     fakes.mkdir()
     (fakes / "tensorrt.py").write_text(FAKE_TENSORRT.format(version="10.3.0"))
-    arguments = ("build", good, "--backend", "tensorrt", "--output", "m.plan")
+    arguments = ("build", good, "--backend", "tensorrt", *dry, "--output", "m.plan")
     line = ended(run(good.parent, *arguments, path=fakes), 3)
     assert "this machine has no NVIDIA driver" in line
     assert "or use --backend tensorrt-rtx, which compiles without one" in line
 
 
+@DRY
 @pytest.mark.usefixtures("no_driver")
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_is_never_replaced(
-    good: Path, provider: str, capsys: pytest.CaptureFixture[str]
+    good: Path, provider: str, dry: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("build", good, *ORT, "--provider", provider, "--output", good.parent / "n.onnx")
-    line = error_line(capsys, 3, *arguments)
+    options = (*ORT, "--provider", provider, *dry)
+    line = error_line(capsys, 3, "build", good, *options, "--output", good.parent / "n.onnx")
     assert "driver" in line
     assert left(good.parent) == {"m.onnx"}
 
 
-def test_tensorrt_that_is_not_installed(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@DRY
+def test_tensorrt_that_is_not_installed(
+    good: Path, dry: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     from importlib.util import find_spec
 
     if find_spec("tensorrt") is not None:
         pytest.skip("tensorrt is installed here")
-    line = error_line(capsys, 3, "build", good, "--output", good.parent / "m.plan")
+    line = error_line(capsys, 3, "build", good, *dry, "--output", good.parent / "m.plan")
     assert "tensorrt is not installed: pip install 'slimdeploy[tensorrt]'; on a Jetson" in line
 
 

@@ -202,6 +202,7 @@ def written_schedule(path: Path, keep: list[list[int]]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["built", "dry"])
 @pytest.mark.parametrize(
     ("keep", "code", "words"),
     [
@@ -211,11 +212,16 @@ def written_schedule(path: Path, keep: list[list[int]]) -> Path:
     ids=["another depth", "other counts"],
 )
 def test_a_schedule_of_another_model(
-    good: Path, keep: list[list[int]], code: int, words: str, capsys: pytest.CaptureFixture[str]
+    good: Path,
+    keep: list[list[int]],
+    code: int,
+    words: str,
+    dry: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
     path = written_schedule(good.parent / "sched.json", keep)
-    arguments = ("--keep-schedule", path, "--output", good.parent / "m.plan")
+    arguments = (*dry, "--keep-schedule", path, "--output", good.parent / "m.plan")
     line = error_line(capsys, code, "build", good, *RTX, *arguments)
     assert words in line
     assert left(good.parent) == {"m.onnx", "sched.json"}

@@ -2,6 +2,7 @@
 
 Code map:
     request, places    what is asked for, checked; the batch profile; files read and written
+    rehearsal          what a dry run can find
     child, worker      the two ends of the build process
     with_tensorrt      one build by TensorRT or TensorRT-RTX; with_onnxruntime by ONNX Runtime
     cache              engines and timings that were computed before
@@ -25,6 +26,7 @@ from slimdeploy.engine.building.child import orderly_end, run_build
 from slimdeploy.engine.building.gates import check_schedule, require_clean
 from slimdeploy.engine.building.places import check_places
 from slimdeploy.engine.building.record import BuildRecord
+from slimdeploy.engine.building.rehearsal import awaited_tokens
 from slimdeploy.engine.building.report import BuildReport
 from slimdeploy.engine.building.request import BuildRequest, batch_profile
 from slimdeploy.engine.graph_facts import check_weights, graph_facts
@@ -100,8 +102,7 @@ def build_engine(
     check_places(model, output, request.backend, schedule=expected_by, layers=layers, caches=caches)
     source = verify_manifest(model) if manifest_path(model).is_file() else None
     asked = expected is not None
-    if not asked and source is not None and source.tokens_per_block:
-        expected, expected_by = source.tokens_per_block, manifest_path(model)
+    expected, expected_by = awaited_tokens(model, expected, expected_by)
     with (
         orderly_end(),
         disk_errors(output),

@@ -15,8 +15,9 @@ from slimdeploy.engine.host import usable_cores
 from slimdeploy.engine.onnxruntime import tensor_info
 from slimdeploy.engine.protocol import TensorInfo
 from slimdeploy.engine.sessions import PROVIDERS, open_session, session_options
+from slimdeploy.engine.tokens import graph_tokens
 from slimdeploy.engine.trt.parse import Attention
-from slimdeploy.errors import GraphError, InputError, MissingError, one_line, requires
+from slimdeploy.errors import InputError, MissingError, one_line, requires
 from slimdeploy.measure.onnx_file import external_files, load_structure
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class OnnxRuntimeBuild:
             targets=session.get_providers()[0],
             inputs=tuple(tensor_info(node) for node in session.get_inputs()),
             outputs=tuple(tensor_info(node) for node in session.get_outputs()),
-            attentions=_attentions(target) or _parsed_attentions(self.model),
+            attentions=_attentions(target) or graph_tokens(self.model)[0],
             build_seconds=seconds,
         )
 
@@ -104,19 +105,6 @@ def _attentions(path: Path) -> tuple[Attention, ...]:
         for node, shape in zip(nodes, shapes, strict=True)
         if len(shape) >= 3
     )
-
-
-def _parsed_attentions(path: Path) -> tuple[Attention, ...]:
-    """Token counts of the model that was given, where the optimised one has no softmax left."""
-    from slimdeploy.graph.files.storage import load_model
-    from slimdeploy.graph.slimming import prepared
-    from slimdeploy.graph.tokens.blocks import find_blocks
-
-    try:
-        blocks, _ = find_blocks(prepared(load_model(path)))
-    except (GraphError, InputError):
-        return ()  # no vision transformer: there is nothing to count
-    return tuple(Attention(block.anchor.name, block.queries, block.keys) for block in blocks)
 
 
 def _shapes(model: onnx.ModelProto, path: Path, names: list[str]) -> list[tuple[int, ...]]:

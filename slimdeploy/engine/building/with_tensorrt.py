@@ -24,6 +24,24 @@ Lookup = Callable[[str, Gpu | None], BuildReport | None]
 """Given the backend's version and the GPU, the report of an engine found in the cache."""
 
 
+def require_tensorrt(flavour: Flavour) -> tuple[Any, Gpu | None]:
+    """The bindings, and the GPU, without which TensorRT itself builds nothing.
+
+    Raises:
+        MissingError: if either is not here.
+    """
+    trt = load_bindings(flavour)
+    if flavour == "tensorrt-rtx":
+        return trt, gpu_or_none()
+    try:
+        return trt, find_gpu()
+    except MissingError as error:
+        raise MissingError(
+            f"--backend tensorrt: {error}, or use --backend tensorrt-rtx, which compiles "
+            "without one"
+        ) from error
+
+
 @dataclass
 class TensorRTBuild:
     """The steps of one build, which share the bindings and the log."""
@@ -41,7 +59,7 @@ class TensorRTBuild:
         Raises:
             SlimdeployError: in words, whatever went wrong.
         """
-        trt, gpu = self._start()
+        trt, gpu = require_tensorrt(cast(Flavour, self.request.backend))
         if (found := lookup(trt.__version__, gpu)) is not None:
             return found
         logger = make_logger(trt)
@@ -73,19 +91,6 @@ class TensorRTBuild:
             build_seconds=built_at - parsed_at,
             precision=weights_by_type(layers),
         )
-
-    def _start(self) -> tuple[Any, Gpu | None]:
-        """The bindings, and the GPU, without which TensorRT itself builds nothing."""
-        trt = load_bindings(cast(Flavour, self.request.backend))
-        if self.request.backend == "tensorrt-rtx":
-            return trt, gpu_or_none()
-        try:
-            return trt, find_gpu()
-        except MissingError as error:
-            raise MissingError(
-                f"--backend tensorrt: {error}, or use --backend tensorrt-rtx, which compiles "
-                "without one"
-            ) from error
 
     def _limit_workspace(self, trt: Any, config: Any, gpu: Gpu | None) -> float | None:
         asked = self.request.workspace_gb
