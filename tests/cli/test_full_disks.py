@@ -175,14 +175,21 @@ def test_sweep_goes_on_where_the_disk_was_full(
     verify_manifest(folder / "points" / "grid-0.3-seed0" / "slim.onnx")
 
 
+def test_build(dense: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with room_for(20_000):
+        line = error_of(
+            ["build", dense, "--backend", "onnxruntime", "--output", folder / "b.onnx"], capsys
+        )
+    assert f"{folder / 'b.onnx'}: cannot be written (ONNX Runtime could not write all" in line
+    assert left(folder) == set()
+
+
 def test_build_with_its_layers(
     dense: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["build", dense, "--backend", "onnxruntime", "--output", folder / "b.onnx",
-             "--layers", folder / "layers.json"]  # fmt: skip
-    with room_for(20_000):
-        line = error_of(words, capsys)
-    assert f"{folder / 'b.onnx'}: cannot be written (ONNX Runtime could not write all" in line
+    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+    words = ["build", dense, "--backend", "tensorrt-rtx", "--no-cache", "--output",
+             folder / "b.plan", "--layers", folder / "layers.json"]  # fmt: skip
     full_for("layers.json", monkeypatch)
     assert f"{folder / 'layers.json'}: {FULL}" in error_of(words, capsys)
     assert left(folder) == set()

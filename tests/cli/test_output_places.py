@@ -32,7 +32,7 @@ VERBS: dict[str, list[object]] = {
     "evaluate": ["DENSE", "--data-dir", "DATA", "--predictions", "OUT.npz"],
     "sweep": ["--onnx", "DENSE", "--data-dir", "DATA", *PIXELS, "--output", "OUT"],
     "build": ["DENSE", "--backend", "onnxruntime", "--output", "OUT.onnx"],
-    "build layers": ["DENSE", "--backend", "onnxruntime", "--output", "FINE/b.onnx", "--layers",
+    "build layers": ["DENSE", "--backend", "tensorrt-rtx", "--output", "FINE/b.plan", "--layers",
                      "OUT.json"],
 }  # fmt: skip
 

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from slimdeploy.cli.common import load_onnx
+from slimdeploy.cli.inspect.engine import record_lines
+from slimdeploy.engine.building.record import build_record
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.anatomy import Anatomy, read_anatomy
 from slimdeploy.graph.anatomy.geometry import geometry_of
 from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.slimming import prepared
 from slimdeploy.graph.tokens.blocks import Block, find_blocks
-from slimdeploy.manifest import manifest_path, read_manifest
-from slimdeploy.measure.macs import count_macs
+from slimdeploy.manifest import manifest_path, verify_manifest
+from slimdeploy.measure.macs import MacCount, count_macs
 from slimdeploy.precision.state import precision_state
 
 
@@ -25,15 +27,18 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
     A graph that cannot be slimmed is described as far as it goes, with the reason.
 
     Raises:
-        InputError: if the file is no ONNX model.
+        InputError: if the file is no ONNX model, or the manifest beside it is damaged.
+        GateError: if it is not the file that this manifest describes.
     """
     model = load_onnx(file)
+    manifest = verify_manifest(file) if manifest_path(file).is_file() else None
     keep_outputs(model, outputs)
     result: dict[str, Any] = {"file": str(file), "macs": None, "slimmable": False, "blocks": []}
     lines = [f"{file}:"]
     try:
-        result["macs"] = macs = count_macs(model).total
-        lines = [f"{file}: {macs / 1e9:.4f} GMAC an image"]
+        count = count_macs(model)
+        result |= {"macs": count.total // count.batch, "uncounted": count.uncounted}
+        lines = [f"{file}: {_macs(count)}"]
         work = prepared(model)
         state = precision_state(work)
         result["precision"] = state.to_json()
@@ -52,9 +57,20 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
         slim = any(block["queries"] < block["keys"] for block in result["blocks"])
         more = "no more tokens can be dropped: it is slim already; " if slim else ""
         lines.append(more + ("" if slim else "tokens cannot be dropped: ") + reason)
-    if manifest_path(file).is_file():
-        result["manifest"] = read_manifest(file).model_dump(mode="json")
+    if manifest is not None:
+        result["manifest"] = manifest.model_dump(mode="json")
+        if "build" in manifest.results:
+            lines += record_lines(build_record(manifest, file))
     return result, "\n".join(lines)
+
+
+def _macs(count: MacCount) -> str:
+    """The total of an image, which is partial if a node could not be counted."""
+    total = f"{count.total / count.batch / 1e9:.4f} GMAC an image"
+    if not count.uncounted:
+        return total
+    names = ", ".join(count.uncounted[:3]) + ", ..." * (len(count.uncounted) > 3)
+    return f"{total} and more: {len(count.uncounted)} nodes are not counted ({names})"
 
 
 def _counts(blocks: Sequence[Block]) -> list[dict[str, int]]:
