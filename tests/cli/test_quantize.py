@@ -104,6 +104,18 @@ def test_a_file_in_each_precision_and_what_works_on_it(
     assert emulated == {"bf16": "bfloat16 emulated", "fp8": "float8 emulated"}.get(precision, "")
 
 
+def test_int8_for_the_cpu_says_what_its_sessions_need(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = images_of(small.parent, np.ones((2, 3, 4, 4), np.float32))
+    words = ["--precision", "int8", "--also", "embedding", "--least-rows", "1"]
+    words += ["--calibration", str(images), "--output", str(small.with_name("q.onnx"))]
+    made = run(capsys, "quantize", small, *words, "--rest", "fp32")
+    assert len(made["notes"]) == 1
+    assert "session.x64quantprecision is 1" in made["notes"][0]
+    assert run(capsys, "quantize", small, *words)["notes"] == []
+
+
 def test_verify_says_that_eight_bits_round(
     dense: Path, calibration: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
