@@ -21,6 +21,8 @@ from slimdeploy.precision.streams import source
 
 _PASSED = frozenset(("Gather", "Reshape", "Transpose"))
 """Moves that ONNX Runtime makes on 8 bits, a quarter of the bytes."""
+_LARGEST_BIAS = float(1 << 30)
+"""In steps of the sum: half of what int32 holds, for the products are added to it."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,7 @@ class InsertQdq(Pass):
             for index, tensor in enumerate(product.read()):
                 product.node.inputs[index] = self._pair(work, tensor)
             if product.axis is not None:
-                channels = self._weights(work, product, product.axis)
-                if self.options.on_cpu and product.node.op == "Gemm":
-                    _integer_bias(work, product, scales[0] * channels)
+                self._store(work, product, product.axis, scales[0])
         if not self.done:
             raise InputError("no product with stored weights is left to quantise: check --leave")
 
@@ -124,12 +124,26 @@ class InsertQdq(Pass):
             work.constant(f"{tensor.name}.{use}.zero", np.asarray(grid.zero).astype(grid.type)),
         ]
 
-    def _weights(self, work: Work, product: Product, axis: int) -> NDArray[np.float32]:
-        """Store the weights in 8 bits; the scale of each channel."""
+    def _store(self, work: Work, product: Product, axis: int, scale: NDArray[np.float32]) -> None:
+        """Store the weights in 8 bits and, on the CPU, a Gemm's bias in 32; `scale` of its input.
+
+        A weight step is never so small that the bias, counted in steps of the sum, would not fit.
+        """
+        bias = _bias(product, axis) if self.options.on_cpu else None
+        least = 0.0 if bias is None else np.abs(bias) / (scale * _LARGEST_BIAS)
+        channels = self._weights(work, product, axis, least)
+        if bias is not None:
+            _integer_bias(work, product, bias, scale * channels)
+
+    def _weights(
+        self, work: Work, product: Product, axis: int, least: NDArray[np.float64] | float
+    ) -> NDArray[np.float32]:
+        """Store the weights in 8 bits; the scale of each channel, `least` or more."""
         tensor, grid = product.node.inputs[1], self.weights
         values = tensor.values
         others = tuple(i for i in range(values.ndim) if i != axis)
-        scales = step(np.abs(values).max(axis=others), grid.largest, self.options.low)
+        largest = np.maximum(np.abs(values).max(axis=others), least * grid.largest)
+        scales = step(largest, grid.largest, self.options.low)
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
         held = [
             work.constant(
@@ -146,13 +160,16 @@ class InsertQdq(Pass):
 def step(largest: NDArray[np.float32], steps: float, low: str) -> NDArray[np.float32]:
     """The distance of neighbours on a grid that reaches `largest` after `steps`.
 
-    It is a number of the type `low`, rounded up so that nothing is cut off; 1 where all is zero.
+    It is a number of the type `low`, rounded up so that nothing is cut off; 1 where all is zero,
+    and float32 where it is beyond the type.
     """
     kind: Any = np.dtype(NUMPY_TYPES[low])
     exact = np.asarray(largest, np.float32) / np.float32(steps)
-    rounded = exact.astype(kind)
-    up = np.nextafter(rounded, kind.type(np.inf))
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(kind)
+        up = np.nextafter(rounded, kind.type(np.inf))
     result = np.where(rounded.astype(np.float32) < exact, up, rounded).astype(np.float32)
+    result = np.where(np.isfinite(result), result, exact)
     return np.asarray(np.where(result > 0, result, np.float32(1)), np.float32)
 
 
@@ -162,17 +179,27 @@ def on_grid(values: Array, grid: Grid) -> Array:
     return np.asarray((np.rint(clipped) if grid is not FP8 else clipped).astype(grid.type))
 
 
-def _integer_bias(work: Work, product: Product, scales: NDArray[np.float32]) -> None:
-    """A Gemm's bias in the steps of its sum, which ONNX Runtime's kernel adds to it as int32."""
+def _bias(product: Product, axis: int) -> NDArray[np.float64] | None:
+    """A Gemm's stored bias, one number for each channel; None if it has none that is so."""
     node = product.node
     plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
-    if len(node.inputs) < 3 or not plain or not is_constant(node.inputs[2]):
-        return
+    if node.op != "Gemm" or not plain or len(node.inputs) < 3 or not is_constant(node.inputs[2]):
+        return None
+    values = node.inputs[2].values
+    if values.ndim > 1 and values.shape[0] != 1:
+        return None  # a number for each row: the kernel adds none such
+    channels = node.inputs[1].shape[axis]
+    return np.broadcast_to(values.ravel(), (channels,)).astype(np.float64)
+
+
+def _integer_bias(
+    work: Work, product: Product, bias: NDArray[np.float64], scales: NDArray[np.float32]
+) -> None:
+    """A Gemm's bias in the steps of its sum, which ONNX Runtime's kernel adds to it as int32."""
+    node = product.node
     tensor = node.inputs[2]
-    values = np.broadcast_to(np.ravel(tensor.values), scales.shape)
-    bound = np.iinfo(np.int32).max
     held = [
-        np.clip(np.rint(values.astype(np.float64) / scales), -bound, bound).astype(np.int32),
+        np.rint(bias / scales).astype(np.int32),
         scales,
         np.zeros(scales.shape, np.int32),
     ]

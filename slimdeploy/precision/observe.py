@@ -31,6 +31,7 @@ def observe(
     names: Sequence[str],
     images: Calibration,
     progress: Progress | None = None,
+    threads: int | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """Each of the tensors `names` for each batch of images, by ONNX Runtime on the CPU.
 
@@ -46,7 +47,7 @@ def observe(
         with TemporaryDirectory(prefix=TEMPORARY) as folder:
             path = Path(folder) / "observed.onnx"
             save_model(exposed(work, group), path)
-            with OnnxRuntimeEngine(path) as engine:
+            with OnnxRuntimeEngine(path, threads=threads) as engine:
                 for batch in images.batches(_BATCH):
                     for name, array in infer_all(engine, batch).items():
                         _require_finite(work, name, array)

@@ -61,6 +61,7 @@ def scan(
     images: Calibration,
     keep: Sequence[str] = (),
     progress: Progress | None = None,
+    threads: int | None = None,
 ) -> Scan:
     """Look at every tensor that `CastLow` would store in float16.
 
@@ -71,7 +72,7 @@ def scan(
     """
     makers = _stored_low(work, roles(work, "fp16", keep))
     largest = dict.fromkeys(makers, 0.0)
-    for name, array in observe(work, list(makers), images, progress):
+    for name, array in observe(work, list(makers), images, progress, threads):
         largest[name] = max(largest[name], float(np.abs(array).max(initial=0.0)))
     top = max(largest, key=largest.__getitem__, default="")
     beyond = [name for name, value in largest.items() if value > LARGEST["fp16"]]

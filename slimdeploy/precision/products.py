@@ -78,8 +78,21 @@ def chosen(work: Work, options: PrecisionOptions) -> list[Product]:
 def rows(work: Work, product: Product) -> int:
     """How many rows are multiplied for one image; of a Conv, how many pixels it gives."""
     shape = work.facts.shape(product.node.outputs[0].name)
-    sizes = shape[2:] if product.node.op == "Conv" else shape[:-1]
+    if product.node.op == "Conv":
+        return _count(shape[2:])
+    # Rows of all images of a batch may lie in one axis, so they are counted first.
+    return _count(shape[:-1]) // _fixed_batch(work)
+
+
+def _count(sizes: Sequence[int]) -> int:
+    """The product of sizes; a varying one stands for one image."""
     return int(np.prod([abs(size) for size in sizes], dtype=np.int64))
+
+
+def _fixed_batch(work: Work) -> int:
+    """Images that the graph takes at a time; 1 where that varies."""
+    batch = next(iter(work.facts.shape(work.graph.inputs[0].name)), 1)
+    return max(1, batch)
 
 
 def observed(products: Sequence[Product]) -> list[str]:

@@ -54,6 +54,12 @@ class QuantizedGraph:
     notes: list[str] = field(default_factory=list)
 
 
+_SATURATION = (
+    "on x86 without VNNI ONNX Runtime's sums of 8-bit products saturate unless its session option "
+    "session.x64quantprecision is 1, which slimdeploy sets there"
+)
+
+
 def opened(model: onnx.ModelProto, options: PrecisionOptions) -> Work:
     """A working copy of a float32 model that can be written as `options` ask.
 
@@ -117,6 +123,7 @@ def collect_ranges(
     images: Calibration,
     request: RangeRequest,
     progress: Progress | None = None,
+    threads: int | None = None,
 ) -> Ranges:
     """Run the float32 `model` of the file `source` on images and find where to clip.
 
@@ -128,9 +135,10 @@ def collect_ranges(
     channels: dict[str, list[float]] = {}
     if request.smooth:
         names = list(smoothable(work, options))
-        channels = channel_maxima(work, names, images, progress)
+        channels = channel_maxima(work, names, images, progress, threads)
         run([SmoothOutliers(options, channels, request.smooth)], work)
-    found = histograms(work, observed(chosen(work, options)), images, progress)
+    names = observed(chosen(work, options))
+    found = histograms(work, names, images, progress, threads)
     return ranges_of(
         found, source, images, request.method, request.percentile, request.smooth, channels
     )
@@ -164,9 +172,9 @@ def _check_normalisations(work: Work, opset: int) -> None:
 
 
 def _notes(work: Work, options: PrecisionOptions) -> list[str]:
-    """What stays in float32 beside what always does."""
+    """What stays in float32 beside what always does, and what whoever runs the file must know."""
     if options.low == "fp32":
-        return []
+        return [_SATURATION] * options.on_cpu
     notes = []
     for node in work.graph.nodes:
         if constant := too_large(node, options.low):

@@ -84,7 +84,11 @@ class Ranges(Record):
 
 
 def histograms(
-    work: Work, names: Sequence[str], images: Calibration, progress: Progress | None = None
+    work: Work,
+    names: Sequence[str],
+    images: Calibration,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> dict[str, Histogram]:
     """What values the tensors `names` take on the images.
 
@@ -92,13 +96,17 @@ def histograms(
         GateError: if one holds NaN or infinity.
     """
     found = {name: Histogram() for name in names}
-    for name, array in observe(work, names, images, progress):
+    for name, array in observe(work, names, images, progress, threads):
         found[name].add(array)
     return found
 
 
 def channel_maxima(
-    work: Work, names: Sequence[str], images: Calibration, progress: Progress | None = None
+    work: Work,
+    names: Sequence[str],
+    images: Calibration,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> dict[str, list[float]]:
     """The largest absolute value in each channel (last axis) of the tensors `names`.
 
@@ -106,7 +114,7 @@ def channel_maxima(
         GateError: if one holds NaN or infinity.
     """
     found: dict[str, Array] = {}
-    for name, array in observe(work, names, images, progress):
+    for name, array in observe(work, names, images, progress, threads):
         largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
         found[name] = np.maximum(found.get(name, 0), largest)
     # Four digits are plenty to scale by, and readable.

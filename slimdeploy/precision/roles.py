@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from slimdeploy.errors import InputError
-from slimdeploy.graph.work import Node, Work, is_constant
+from slimdeploy.graph.work import Node, Work, is_constant, producer
 from slimdeploy.precision.streams import MOVES, residual_sums
 
 Role = Literal["low", "float32", "follow"]
@@ -46,13 +46,29 @@ def roles(work: Work, low: str, keep: Collection[str] = ()) -> dict[int, Role]:
             result[id(node)] = "float32"
         else:
             result[id(node)] = "low"
+    for node in work.graph.nodes:
+        if node.op == "DequantizeLinear" and result[id(node)] == "low":
+            readers = {result[id(reader)] for reader in node.outputs[0].outputs}
+            if readers == {"float32"}:
+                result[id(node)] = "float32"
     return result
 
 
 def _must_keep(work: Work, node: Node, low: str, keep: Collection[str]) -> bool:
     if node.op not in LOW or node.name in keep or node.outputs[0].name in keep:
         return True
+    given = [node, *(producer(tensor) for tensor in node.inputs)]
+    if any(_dequantises_beyond(other, low) for other in given):
+        return True
     return bool(too_large(node, low)) or not defined_for(work, node, low)
+
+
+def _dequantises_beyond(node: Node | None, low: str) -> bool:
+    """Whether a DequantizeLinear gives numbers that the type cannot hold."""
+    if node is None or node.op != "DequantizeLinear" or not is_constant(node.inputs[1]):
+        return False
+    steps = 448.0 if node.inputs[2].dtype.kind not in "iu" else 128.0
+    return bool(steps * float(np.abs(node.inputs[1].values).max(initial=0.0)) > LARGEST[low])
 
 
 def check_names(work: Work, names: Collection[str], flag: str) -> None:

@@ -75,7 +75,7 @@ def _scanned(stage: Stage) -> Scan:
     work = opened(stage.source, stage.options)
     images = stage.calibrating.spread(_SCANNED)
     with _told("looking for overflow") as tell:
-        found = scan(work, images, stage.options.keep_float32, tell)
+        found = scan(work, images, stage.options.keep_float32, tell, stage.threads)
     if not stage.keep_overflows:
         found.require()
     return found
@@ -100,7 +100,13 @@ def _ranges(stage: Stage, options: PrecisionOptions) -> Ranges | None:
         return ranges
     with _told("collecting ranges") as tell:
         return collect_ranges(
-            stage.model, stage.source, options, stage.calibrating, stage.request, tell
+            stage.model,
+            stage.source,
+            options,
+            stage.calibrating,
+            stage.request,
+            tell,
+            stage.threads,
         )
 
 
