@@ -18,8 +18,9 @@ from slimdeploy.manifest import verify_manifest
 from slimdeploy.schedule import KeepSchedule
 from slimdeploy.store import open_store
 from tests.cli.classifiers import PIXELS, two_classes
-from tests.cli.commands import left
+from tests.cli.commands import left, saved
 from tests.cli.faults import error_of, full_for, room_for
+from tests.graph.vit_text import vit
 
 FULL = "cannot be written (No space left on device); make room there or choose another place"
 LARGE = "cannot be written (File too large); make room there or choose another place"
@@ -185,10 +186,11 @@ def test_build(dense: Path, folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_build_with_its_layers(
-    dense: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
-    words = ["build", dense, "--backend", "tensorrt-rtx", "--no-cache", "--output",
+    model = saved(vit(), folder.parent / "vit.onnx")
+    words = ["build", model, "--backend", "tensorrt-rtx", "--no-cache", "--output",
              folder / "b.plan", "--layers", folder / "layers.json"]  # fmt: skip
     full_for("layers.json", monkeypatch)
     assert f"{folder / 'layers.json'}: {FULL}" in error_of(words, capsys)
