@@ -26,12 +26,14 @@ class Gpu:
         compute_capability: (major, minor).
         driver_cuda: the newest CUDA version the driver runs, as (major, minor).
         free_bytes: free memory now; 0 if the driver would not say.
+        total_bytes: all of its memory; 0 likewise.
     """
 
     name: str
     compute_capability: tuple[int, int]
     driver_cuda: tuple[int, int]
     free_bytes: int
+    total_bytes: int = 0
 
     @property
     def sm(self) -> str:
@@ -68,7 +70,7 @@ def find_gpu(device: int = 0) -> Gpu:
     version = ctypes.c_int()
     _check(cuda, cuda.cuDriverGetVersion(ctypes.byref(version)), "tell its version")
     supported = version.value // 1000, version.value % 1000 // 10
-    return Gpu(name.value.decode(), capability, supported, _free_bytes(cuda, handle))
+    return Gpu(name.value.decode(), capability, supported, *_memory(cuda, handle))
 
 
 def gpu_or_none() -> Gpu | None:
@@ -85,17 +87,20 @@ def _attribute(cuda: ctypes.CDLL, handle: ctypes.c_int, number: int) -> int:
     return value.value
 
 
-def _free_bytes(cuda: ctypes.CDLL, handle: ctypes.c_int) -> int:
-    """Free memory needs a context; the primary one is shared with whatever runs next."""
+def _memory(cuda: ctypes.CDLL, handle: ctypes.c_int) -> tuple[int, int]:
+    """Free memory, and all of it.
+
+    Asking needs a context; the primary one is shared with whatever runs next.
+    """
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle):
-        return 0
+        return 0, 0
     try:
         if cuda.cuCtxPushCurrent_v2(context):
-            return 0
+            return 0, 0
         failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
         cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-        return 0 if failed else free.value
+        return (0, 0) if failed else (free.value, total.value)
     finally:
         cuda.cuDevicePrimaryCtxRelease_v2(handle)
 

@@ -8,6 +8,7 @@ do, which are of the same family, and by fakes at the adapter's edge where a GPU
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -53,7 +54,9 @@ def on_an_orin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(with_tensorrt, "find_gpu", lambda: ORIN)
 
 
-def build(small: Path, **request: Any) -> tuple[BuildReport, list[float]]:
+def build(
+    small: Path, found: BuildReport | None = None, **request: Any
+) -> tuple[BuildReport, list[float]]:
     shares: list[float] = []
     steps = TensorRTBuild(
         small,
@@ -62,7 +65,7 @@ def build(small: Path, **request: Any) -> tuple[BuildReport, list[float]]:
         cache_folder=small.parent / "cache",
         progress=lambda doing, share: shares.append(share),
     )
-    report = steps.run(small.parent / "m.plan", lambda version, gpu: None)
+    report = steps.run(small.parent / "m.plan", lambda version, gpu: found)
     return BuildReport.from_json(report.to_json()), shares
 
 
@@ -85,6 +88,32 @@ def test_a_build_for_the_gpu_that_is_there(small: Path) -> None:
         f"{timings}: damaged (its hash differs); built without it, and written anew",
     )
     assert timings.read_bytes() != b"damaged"
+    assert build(small)[0].notes == ()
+
+
+@pytest.mark.usefixtures("on_an_orin")
+def test_an_engine_that_was_built_without_memory_is_built_anew(small: Path) -> None:
+    old = BuildReport("1", ORIN, "sm_87", (), (), (), workspace_gb=0.5, cached=True)
+    report, _ = build(small, old)
+    assert report.workspace_gb == pytest.approx(1.8)
+    assert report.notes == (
+        "built anew: the engine in the cache had 0.50 GB of workspace, 1.80 are free now",
+    )
+    assert build(small, replace(old, workspace_gb=1.0))[0].workspace_gb == 1.0
+    assert build(small, replace(old, workspace_gb=None))[0].workspace_gb is None
+    assert build(small, old, workspace_gb=0.5)[0] == old
+
+
+@pytest.mark.usefixtures("on_an_orin")
+def test_a_limit_that_others_impose_is_noted(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = replace(ORIN, total_bytes=8_000_000_000)
+    monkeypatch.setattr(with_tensorrt, "find_gpu", lambda: busy)
+    assert build(small)[0].notes == (
+        "workspace limited to 1.80 GB, as 2.00 of 8.00 GB are free: with more, faster kernels may "
+        "be found",
+    )
+    assert build(small, workspace_gb=1.0)[0].notes == ()
+    monkeypatch.setattr(with_tensorrt, "find_gpu", lambda: replace(busy, free_bytes=6_000_000_000))
     assert build(small)[0].notes == ()
 
 

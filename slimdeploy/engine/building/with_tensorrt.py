@@ -20,6 +20,9 @@ from slimdeploy.engine.trt.bindings import Flavour, load_bindings
 from slimdeploy.engine.trt.events import Progress, make_logger
 from slimdeploy.errors import InputError, MissingError, SlimdeployError
 
+_FAR_MORE = 2
+"""So many times the workspace that an engine was built with are worth building it anew."""
+
 Lookup = Callable[[str, Gpu | None], BuildReport | None]
 """Given the backend's version and the GPU, the report of an engine found in the cache."""
 
@@ -60,8 +63,10 @@ class TensorRTBuild:
             SlimdeployError: in words, whatever went wrong.
         """
         trt, gpu = require_tensorrt(cast(Flavour, self.request.backend))
-        if (found := lookup(trt.__version__, gpu)) is not None:
+        workspace = build.workspace_limit(self.request.workspace_gb, gpu)
+        if found := self._reusable(lookup(trt.__version__, gpu), workspace):
             return found
+        self._note_workspace(workspace, gpu)
         logger = make_logger(trt)
         began = time.perf_counter()
         parsed = parse.parse(trt, logger, self.model)
@@ -69,7 +74,7 @@ class TensorRTBuild:
         inputs, outputs = parse.tensors(trt, parsed.network)
         attentions = tuple(parse.attentions(trt, parsed.network))
         config = build.configure(trt, parsed, self.request, inputs, self.progress)
-        workspace = self._limit_workspace(trt, config, gpu)
+        build.set_workspace(trt, config, workspace)
         timing = self._use_timing_cache(trt, config, gpu)
         plan = self._serialize(parsed, config, logger)
         built_at = time.perf_counter()
@@ -92,14 +97,31 @@ class TensorRTBuild:
             precision=weights_by_type(layers),
         )
 
-    def _limit_workspace(self, trt: Any, config: Any, gpu: Gpu | None) -> float | None:
+    def _reusable(self, found: BuildReport | None, workspace: float | None) -> BuildReport | None:
+        """An engine of the cache, unless it was built when far less memory was free."""
+        had = None if found is None else found.workspace_gb
+        if had is None or workspace is None or workspace < _FAR_MORE * had:
+            return found
+        self.notes.append(
+            f"built anew: the engine in the cache had {had:.2f} GB of workspace, "
+            f"{workspace:.2f} are free now"
+        )
+        return None
+
+    def _note_workspace(self, limit: float | None, gpu: Gpu | None) -> None:
+        """Memory that others hold may cost the fastest kernels."""
         asked = self.request.workspace_gb
-        limit = build.set_workspace(trt, config, asked, gpu)
-        if asked is not None and limit is not None and limit < asked:
+        if limit is None or gpu is None:
+            return
+        if asked is not None and limit < asked:
             self.notes.append(
                 f"workspace lowered from {asked:g} to {limit:.2f} GB: no more is free"
             )
-        return limit
+        elif asked is None and gpu.free_bytes < gpu.total_bytes / 2:
+            self.notes.append(
+                f"workspace limited to {limit:.2f} GB, as {gpu.free_bytes / 1e9:.2f} of "
+                f"{gpu.total_bytes / 1e9:.2f} GB are free: with more, faster kernels may be found"
+            )
 
     def _use_timing_cache(self, trt: Any, config: Any, gpu: Gpu | None) -> Path | None:
         """Start from earlier timings; TensorRT-RTX times nothing while it builds."""

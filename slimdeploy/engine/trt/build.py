@@ -82,14 +82,16 @@ def _set_profile(
     config.add_optimization_profile(profile)
 
 
-def set_workspace(trt: Any, config: Any, asked_gb: float | None, gpu: Gpu | None) -> float | None:
-    """Limit the workspace to what was asked and to what is free now; the limit in GB."""
+def workspace_limit(asked_gb: float | None, gpu: Gpu | None) -> float | None:
+    """In GB: what was asked, and no more than is free now; None for no limit."""
     free = gpu.free_bytes * _SPARE / 1e9 if gpu is not None and gpu.free_bytes else None
-    limits = [limit for limit in (asked_gb, free) if limit is not None]
-    if not limits:
-        return None
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(min(limits) * 1e9))
-    return min(limits)
+    return min((limit for limit in (asked_gb, free) if limit is not None), default=None)
+
+
+def set_workspace(trt: Any, config: Any, limit_gb: float | None) -> None:
+    """Limit the memory that kernels may use."""
+    if limit_gb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(limit_gb * 1e9))
 
 
 def use_timing_cache(config: Any, data: bytes) -> bool:
