@@ -12,6 +12,8 @@ import pytest
 
 from slimdeploy.engine import open_engine
 from slimdeploy.engine.building import BuildRequest, Built, build_engine
+from slimdeploy.engine.building.with_onnxruntime import OnnxRuntimeBuild, require_whole
+from slimdeploy.errors import MissingError
 from slimdeploy.manifest import verify_manifest
 from tests.graph.text import model as text_model
 from tests.graph.vit_text import TOKENS, vit
@@ -66,6 +68,29 @@ def test_weights_beside_the_model_go_along(patches: onnx.ModelProto, tmp_path: P
     shutil.rmtree(target.parent)
     assert set(verify_manifest(moved).artifact.parts) == {"fast.onnx.data"}
     assert_alike(source, moved, (2, 3, 16, 16))
+
+
+def test_an_engine_within_a_model_is_asked_for(patches: onnx.ModelProto, tmp_path: Path) -> None:
+    """Nothing else of TensorRT's provider can be tried without a GPU."""
+    path = tmp_path / "m.onnx"
+    onnx.save(patches, path)
+    build = OnnxRuntimeBuild(path, BuildRequest("onnxruntime", provider="tensorrt"))
+    options = build.options(tmp_path / "t.onnx")
+    assert options.get_session_config_entry("ep.context_embed_mode") == "1"
+
+
+def test_an_engine_outside_its_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.onnx"
+    model = text_model("float[B,4] x => float[B,4] y", "y = Identity(x)")
+    for mode in (1, 0):
+        fields = {"embed_mode": mode, "ep_cache_context": "t_trt.engine", "domain": "com.microsoft"}
+        node = onnx.helper.make_node("EPContext", ["x"], ["y"], **fields)
+        model.graph.node[0].CopyFrom(node)
+        onnx.save(model, path)
+        if mode:
+            require_whole(path)
+    with pytest.raises(MissingError, match=r"^t\.onnx: .* in 't_trt\.engine': use --backend"):
+        require_whole(path)
 
 
 def test_small_weights_beside_the_model_go_into_it(tmp_path: Path) -> None:

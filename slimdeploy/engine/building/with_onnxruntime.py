@@ -45,7 +45,7 @@ class OnnxRuntimeBuild:
             import onnxruntime
 
         gpu = None if self.request.provider == "cpu" else find_gpu()
-        options = self._options(target)
+        options = self.options(target)
         began = time.perf_counter()
         session = open_session(self.model, str(self.model), self.request.provider, options)
         seconds = time.perf_counter() - began
@@ -54,6 +54,7 @@ class OnnxRuntimeBuild:
                 f"{self.model}: onnxruntime {onnxruntime.__version__} wrote no optimised model for "
                 f"{PROVIDERS[self.request.provider]}: use the .onnx itself"
             )
+        require_whole(target)
         return BuildReport(
             version=onnxruntime.__version__,
             gpu=gpu,
@@ -64,7 +65,8 @@ class OnnxRuntimeBuild:
             build_seconds=seconds,
         )
 
-    def _options(self, target: Path) -> Any:
+    def options(self, target: Path) -> Any:
+        """Of the session that writes the optimised model to `target`."""
         import onnxruntime
 
         options = session_options(usable_cores())
@@ -74,6 +76,7 @@ class OnnxRuntimeBuild:
         if self.request.provider == "tensorrt":  # what is kept is the engine within a model
             options.add_session_config_entry("ep.context_enable", "1")
             options.add_session_config_entry("ep.context_file_path", str(target))
+            options.add_session_config_entry("ep.context_embed_mode", "1")
             return options
         options.optimized_model_filepath = str(target)
         parts = external_files(load_structure(self.model))
@@ -82,6 +85,25 @@ class OnnxRuntimeBuild:
             key = "session.optimized_model_external_initializers_file_name"
             options.add_session_config_entry(key, weights_path(target).name)
         return options
+
+
+def require_whole(model: Path) -> None:
+    """Refuse a model whose engine is in a file of its own, under a name that ONNX Runtime chose.
+
+    It was told to put the engine into the model; that it does so was never seen on a GPU.
+
+    Raises:
+        MissingError: naming the file.
+    """
+    from slimdeploy.graph.files.storage import parse_model
+
+    for node in parse_model(model).graph.node:
+        fields = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "EPContext" and "embed_mode" in fields and not fields["embed_mode"].i:
+            raise MissingError(
+                f"{model.name}: this onnxruntime left the engine outside the model, in "
+                f"'{fields['ep_cache_context'].s.decode()}': use --backend tensorrt"
+            )
 
 
 def _attentions(path: Path) -> tuple[Attention, ...]:
