@@ -22,6 +22,7 @@ from slimdeploy.measure.reliability import (
 from slimdeploy.measure.stats import (
     Interval,
     binomial_standard_error,
+    gain_interval,
     mcnemar_exact,
     mean_interval,
     wilson_interval,
@@ -98,7 +99,7 @@ class AccuracyComparison:
     Attributes:
         n: images.
         difference: slim top-1 minus dense top-1.
-        difference_interval: 95 %, paired bootstrap over images.
+        difference_interval: Tango's 95 % score interval of paired proportions.
         agreement: share of images for which both predict the same class.
         only_dense_right: images that only the dense engine gets right.
         only_slim_right: images that only the slim engine gets right.
@@ -229,7 +230,7 @@ def compare_accuracy(dense: Accuracy, slim: Accuracy, seed: int = 0) -> Accuracy
     return AccuracyComparison(
         n=dense.n,
         difference=float(gain.mean()),
-        difference_interval=mean_interval(gain, seed),
+        difference_interval=gain_interval(gain, seed),
         agreement=float((dense.predictions == slim.predictions).mean()),
         only_dense_right=only_dense,
         only_slim_right=only_slim,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from slimdeploy.measure.reliability import CalibrationError
-from slimdeploy.measure.stats import Interval, mean_interval, points_lost
+from slimdeploy.measure.stats import Interval, gain_interval, points_lost
 
 DropBy = Literal["mean", "interval"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -111,7 +111,8 @@ class SweepGroup:
         points: a seed each.
         top1: mean over the seeds.
         difference: mean over the seeds of top-1 minus dense top-1.
-        interval: its 95 % interval: bootstrap over images, each with its mean over the seeds.
+        interval: its 95 % interval: Tango's of paired proportions; of several seeds, bootstrap over
+            images, each with its mean over the seeds.
     """
 
     points: tuple[SweepPoint, ...]
@@ -176,7 +177,7 @@ def _group(
     shares = np.mean([right[point.name] for point in points], axis=0)
     gain = shares - dense_right
     return SweepGroup(
-        tuple(points), float(shares.mean()), float(gain.mean()), mean_interval(gain, seed)
+        tuple(points), float(shares.mean()), float(gain.mean()), gain_interval(gain, seed)
     )
 
 

@@ -13,7 +13,10 @@ from slimdeploy.errors import InputError
 from slimdeploy.measure.stats import (
     binomial_standard_error,
     bootstrap_interval,
+    gain_interval,
     mcnemar_exact,
+    mean_interval,
+    paired_interval,
     points_lost,
     wilson_interval,
 )
@@ -76,6 +79,43 @@ def test_mcnemar_is_a_symmetric_probability(b: int, c: int) -> None:
 
 def test_mcnemar_of_thousands_does_not_overflow() -> None:
     assert 0.4 < mcnemar_exact(5000, 5070) < 0.6
+
+
+@pytest.mark.parametrize("n", [1, 20, 525])
+def test_images_that_all_stay_right_leave_room_for_one_that_would_not(n: int) -> None:
+    # Without a discordant image Tango's equation has the closed solution z^2 / (n + z^2).
+    z2 = 1.959963984540054**2
+    found = gain_interval(np.zeros(n), seed=0)
+    assert (found.low, found.high) == pytest.approx((-z2 / (n + z2), z2 / (n + z2)))
+    assert n < 14 or found.high > 3 / n
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 500))
+def test_the_paired_interval_mirrors_and_holds_the_difference(b: int, c: int, rest: int) -> None:
+    n = b + c + rest
+    found, mirrored = paired_interval(b, c, n), paired_interval(c, b, n)
+    assert (found.low, found.high) == (-mirrored.high, -mirrored.low)
+    assert -1 <= found.low < (b - c) / n < found.high <= 1
+
+
+def test_models_that_never_agree() -> None:
+    assert paired_interval(7, 0, 7).high == 1
+    assert paired_interval(0, 7, 7).low == -1
+
+
+@pytest.mark.parametrize("shares", [(0.005, 0.005), (0.01, 0.03), (0.002, 0.0), (0.1, 0.05)])
+def test_the_paired_interval_holds_the_truth_as_often_as_it_says(
+    shares: tuple[float, float],
+) -> None:
+    n, (up, down) = 200, shares
+    counts = np.random.default_rng(0).multinomial(n, [up, down, 1 - up - down], size=4000)
+    held = {pair: up - down in paired_interval(*pair, n) for pair in {(b, c) for b, c, _ in counts}}
+    assert np.mean([held[b, c] for b, c, _ in counts]) > 0.93
+
+
+def test_means_over_seeds_keep_the_bootstrap() -> None:
+    gains = np.random.default_rng(0).integers(-3, 4, 100) / 3
+    assert gain_interval(gains, seed=3) == mean_interval(gains, seed=3)
 
 
 def test_standard_error_and_wilson() -> None:

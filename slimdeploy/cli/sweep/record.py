@@ -15,8 +15,8 @@ from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.measure.sweep import DropBy, SweepGroup, pareto
 
 _INTERVALS = {
-    "difference": "95 %, bootstrap over test images, paired with the dense model; of a group, each "
-    "image with its mean over the seeds",
+    "difference": "95 %, Tango's score interval, paired with the dense model by test image; of a "
+    "group of several seeds, bootstrap over test images, each with its mean over the seeds",
     "calibration_errors": "95 %, basic bootstrap over test images",
     "speedup": "as the timing protocol says; of a group, from the lowest end of its seeds' to the "
     "highest",
