@@ -181,7 +181,9 @@ def _make(bench: Bench, form: str, side: str, calibration: Path, images: int) ->
     if target.is_file():
         return
     words = ["quantize", str(bench.files[side]), *FORMS[form], "--calibration", str(calibration)]
-    words += ["--images", str(images), "--threads", str(bench.threads), "--output", str(target)]
+    if calibration.suffix != ".npz":  # which is taken whole
+        words += ["--images", str(images)]
+    words += ["--threads", str(bench.threads), "--output", str(target)]
     note(" ".join(["slimdeploy", *words]))
     with redirect_stdout(StringIO()):
         slimdeploy([*words, "--json"])

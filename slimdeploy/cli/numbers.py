@@ -31,6 +31,11 @@ OptionalCount = Annotated[
 Seed = Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=0))]
 """Of random choices; NumPy's generators take none below zero."""
 
+OptionalSeed = Annotated[
+    int | None, Parameter(converter=_whole, validator=validators.Number(gte=0))
+]
+"""The same where leaving it out means something of its own."""
+
 
 def _not_nan(_: Any, value: float | None) -> None:
     if value is not None and math.isnan(value):

@@ -8,10 +8,18 @@ from typing import Literal
 
 import numpy as np
 
+from slimdeploy.errors import InputError
 from slimdeploy.graph.work import Node, Tensor, Work, is_constant
 from slimdeploy.precision.options import Part, PrecisionOptions
 from slimdeploy.precision.roles import check_names
 from slimdeploy.precision.streams import Ancestors, has_weights, residual_sums, source
+
+_WHY_NONE: dict[Part, str] = {
+    "attention": "no product of two computed tensors is here; opset 23's Attention operators stay "
+    "whole",
+    "embedding": "no product with stored weights takes the image",
+    "head": "no product with stored weights is behind the blocks",
+}
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,17 @@ def chosen(work: Work, options: PrecisionOptions) -> list[Product]:
     """The products that `options` ask to quantise.
 
     Raises:
-        InputError: if a name to leave is no node's.
+        InputError: if a name to leave is no node's, or a part to quantise too has no product.
     """
     check_names(work, options.leave, "--leave")
+    found = find_products(work)
+    for part in options.also:
+        if not any(product.part == part for product in found):
+            raise InputError(f"--also {part}: {_WHY_NONE[part]}; leave it out")
     parts = {"block", *options.also}
     return [
         product
-        for product in find_products(work)
+        for product in found
         if product.part in parts
         and (product.part == "head" or rows(work, product) >= options.least_rows)
         and not {product.node.name, product.node.outputs[0].name} & set(options.leave)

@@ -20,6 +20,7 @@ from tests.graph.text import model
 HALF = ["0.5", "0.5", "0.5"]
 PIXELS = ["--mean", *HALF, "--std", *HALF]
 SQUARE = np.eye(4, dtype=np.float32)
+OF_C = ["--calibration", "c", "--precision"]
 
 
 @pytest.fixture
@@ -293,6 +294,20 @@ def test_calibration_that_cannot_be_read(
         (["--precision", "bf16", "--output-ranges", "r"], "--output-ranges: goes with int8 and"),
         (["--precision", "int8", "--percentile", "99"], "--percentile: goes with --method perc"),
         (["--precision", "int8", "--calibration", "c", "--smooth", "2"], "between 0 and 1"),
+        ([*OF_C, "int8", "--method", "percentile", "--percentile", "200"], "at most 100"),
+        ([*OF_C, "int8", "--method", "percentile", "--percentile", "nan"], "at most 100"),
+        ([*OF_C, "fp8", "--method", "entropy"], "which fp8 has not: use minmax"),
+        ([*OF_C, "int8", "--rest", "fp32", "--keep-float32", "y"], "with --rest fp32 nothing is"),
+        (["--precision", "bf16", "--keep-float32", "overflow"], "overflow: goes with fp16; bf16"),
+        ([*OF_C, "int8", "--rest", "bf16", "--keep-float32", "overflow"], "goes with fp16; bf16"),
+        (["--precision", "fp16", "--images", "5"], "--images: goes with a folder of images for"),
+        (["--precision", "fp16", "--split", "nope"], "--split: goes with a folder of images for"),
+        (["--precision", "int8", "--ranges", "r", "--seed", "1"], "--seed: goes with a folder of"),
+        (
+            ["--precision", "int8", "--calibration", "c.npz", "--images", "5"],
+            "c.npz is taken whole",
+        ),
+        (["--precision", "fp16", "--data-split", "test"], "--data-split: give the labelled images"),
         (
             ["--precision", "fp16", "--keep-float32", "nobody"],
             "neither a node nor an output of one",
@@ -305,6 +320,33 @@ def test_flags_that_make_no_sense(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(small.parent)
     assert message in fails(capsys, "quantize", small, *words)
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ("attention", "opset 23's Attention operators stay whole; leave it out"),
+        ("head", "no product with stored weights is behind the blocks"),
+    ],
+)
+def test_parts_without_a_product(
+    part: str, why: str, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = images_of(small.parent, np.ones((2, 3, 4, 4), np.float32))
+    line = fails(capsys, "quantize", small, "--precision", "int8", "--calibration", images,
+                 "--also", part, "--output", small.with_name("q.onnx"))  # fmt: skip
+    assert f"--also {part}: " in line
+    assert why in line
+
+
+def test_ranges_by_entropy_are_not_for_fp8(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = images_of(small.parent, np.ones((2, 3, 4, 4), np.float32))
+    words = ["--also", "embedding", "--least-rows", "1", "--output", small.with_name("q.onnx")]
+    run(capsys, "quantize", small, "--precision", "int8", "--method", "entropy",
+        "--calibration", images, *words)  # fmt: skip
+    ranges = small.with_name("q.ranges.json")
+    line = fails(capsys, "quantize", small, "--precision", "fp8", "--ranges", ranges, *words)
+    assert "q.ranges.json: method: entropy weighs the even steps of int8" in line
 
 
 def test_outputs_that_must_not_or_cannot_be_written(

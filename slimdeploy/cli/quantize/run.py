@@ -10,6 +10,7 @@ from typing import Any
 
 from slimdeploy.cli.common import command_line, show
 from slimdeploy.cli.quantize.checks import Checks, check_output
+from slimdeploy.cli.quantize.flags import check_method
 from slimdeploy.cli.quantize.stage import Stage
 from slimdeploy.console import note, progress_bar
 from slimdeploy.errors import GateError, GraphError, InputError
@@ -97,6 +98,7 @@ def _ranges(stage: Stage, options: PrecisionOptions) -> Ranges | None:
     if stage.ranges_path is not None:
         ranges = Ranges.read(stage.ranges_path)
         ranges.require_for(stage.model, stage.ranges_path)
+        check_method(f"{stage.ranges_path}: method", ranges.method, options.precision)
         return ranges
     with _told("collecting ranges") as tell:
         return collect_ranges(

@@ -61,6 +61,8 @@ class Stage:
             )
         if not quantised and self.ranges_path is not None:
             raise InputError(f"--ranges goes with int8 and fp8, not {self.options.precision}")
+        if self.gates.data_split is not None and self.gates.data_dir is None:
+            raise InputError("--data-split: give the labelled images with --data-dir")
         if self.gates.max_top1_drop is not None and self.gates.data_dir is None:
             raise InputError("--max-top1-drop: give labelled images with --data-dir")
         if quantised and self.gates.max_logit_error is not None and self.calibration is None:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from slimdeploy.cli.numbers import Count, OptionalCount, Seed
+from slimdeploy.cli.numbers import Count, OptionalCount, OptionalSeed
 from slimdeploy.cli.preprocessing import Pixels
-from slimdeploy.cli.quantize.flags import Gates, Taken
+from slimdeploy.cli.quantize.flags import Drawn, Gates, Taken, refuse_kept
 from slimdeploy.precision.options import Part, Precision, Rest
 from slimdeploy.precision.thresholds import Method
 
@@ -21,8 +21,8 @@ def quantize(
     rest: Rest | None = None,
     calibration: Path | None = None,
     ranges: Path | None = None,
-    images: Count = 128,
-    seed: Seed = 0,
+    images: OptionalCount = None,
+    seed: OptionalSeed = None,
     split: str | None = None,
     method: Method | None = None,
     percentile: float | None = None,
@@ -54,11 +54,11 @@ def quantize(
             int8 and fp8 unless there are ranges; for fp16 they are looked at for overflow (seeded
             noise is, otherwise).
         ranges: a ranges file that was written for this very model.
-        images: of a calibration folder, how many to draw.
-        seed: of their draw.
+        images: of a calibration folder, how many to draw (default: 128).
+        seed: of their draw, or of the noise (default: 0).
         split: of the calibration folder (train, if there is one).
         method: where to clip: at the largest value seen (minmax, the default), at a percentile, or
-            where the least information is lost (entropy).
+            where int8 loses the least information (entropy; not for fp8).
         percentile: for --method percentile (default: 99.999).
         smooth: how far outliers are moved from activations into weights before ranges are taken,
             0 (not at all) to 1 (default: 0.8 for int8, 0 for fp8).
@@ -67,7 +67,7 @@ def quantize(
         least_rows: products of fewer rows an image are not quantised: nothing would be gained
             (default: 16).
         keep_float32: nodes that keep float32, by node or output name; "overflow" keeps those that
-            the scan finds.
+            the scan for what float16 cannot hold finds.
         threads: of the runtime (default: its own choice).
         output: the ONNX file to write; its manifest goes beside it.
         output_ranges: where the ranges go (default: beside the output, as .ranges.json).
@@ -79,8 +79,10 @@ def quantize(
 
     of_ranges = Taken(method, percentile, smooth, output_ranges)
     of_ranges.refuse_ignored(precision, ranges, rest=rest, least_rows=least_rows)
+    Drawn(images, seed, split).refuse_ignored(calibration, ranges)
     kept = tuple(name for name in keep_float32 if name != "overflow")
     options = PrecisionOptions(precision, rest or "fp16", also, leave, kept, least_rows or 16)
+    refuse_kept(keep_float32, options.low)
     stage = Stage(
         model=model,
         options=options,
@@ -88,8 +90,8 @@ def quantize(
         calibration=calibration,
         ranges_path=ranges,
         request=of_ranges.request(precision),
-        images=images,
-        seed=seed,
+        images=images or 128,
+        seed=seed or 0,
         split=split,
         pixels=pixels,
         gates=gates,
