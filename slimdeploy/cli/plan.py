@@ -19,7 +19,7 @@ from slimdeploy.cli.common import (
     summary_table,
     weights_file,
 )
-from slimdeploy.cli.numbers import OptionalCount, Seed
+from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.counts import Shape, counts_for_budget
 from slimdeploy.errors import InputError, requires
@@ -37,7 +37,7 @@ def plan(
     mac_reduction: float = 0.46,
     shape: Shape = "geometric",
     positions: Positions = "grid",
-    multiple_of: int = 1,
+    multiple_of: Count = 1,
     seed: Seed = 0,
     pool_kept: bool = False,
     outputs: tuple[str, ...] = (),

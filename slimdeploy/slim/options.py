@@ -6,14 +6,17 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from slimdeploy.cli.numbers import Count, OptionalCount, Seed
 from slimdeploy.errors import InputError
 
 AmpDtype = Literal["float32", "bfloat16", "float16"]
+NoneOrMore = Seed  # a whole number, too
 
 _AT_LEAST = {
     "batch_size": 1,
     "workers": 0,
     "seed": 0,
+    "kd_temperature": 0.001,
     "warmup_epochs": 0,
     "task_loss_weight": 0,
     "distill_loss_weight": 0,
@@ -23,7 +26,14 @@ _AT_LEAST = {
     "color_jitter": 0,
 }
 _LOSSES = ("task_loss_weight", "distill_loss_weight", "feature_weight", "token_weight")
-_ABOVE_ZERO = ("epochs", "lr", "kd_temperature", "layer_decay", "clip_grad")
+_AT_MOST = {
+    "layer_decay": 1,
+    **dict.fromkeys(("kd_temperature", "color_jitter"), 1000),
+    # Beyond these, products overflow float32, or the steps cannot be counted.
+    **dict.fromkeys(("epochs", "warmup_epochs", "lr", "weight_decay", "clip_grad"), 10**6),
+    **dict.fromkeys(_LOSSES, 10**6),
+}
+_ABOVE_ZERO = ("epochs", "lr", "layer_decay", "clip_grad")
 _PROBABILITIES = ("hflip", "vflip")
 _CIRCUMSTANCES = ("workers", "device", "save_every")
 
@@ -65,8 +75,8 @@ class FinetuneOptions:
     """
 
     epochs: float = 5
-    max_steps: int | None = None
-    batch_size: int = 32
+    max_steps: OptionalCount = None
+    batch_size: Count = 32
     relative_lr: bool = True
     lr: float = 3e-4
     weight_decay: float = 0.05
@@ -79,7 +89,7 @@ class FinetuneOptions:
     kd_temperature: float = 2.0
     feature_weight: float = 2.0
     token_weight: float = 0.0
-    token_layers: tuple[int, ...] = ()
+    token_layers: tuple[Count, ...] = ()
     ema_decay: float = 0.98
     min_scale: float = 0.7
     ratio: tuple[float, float] = (0.9, 1.1)
@@ -87,9 +97,9 @@ class FinetuneOptions:
     vflip: float = 0.0
     color_jitter: float = 0.2
     amp_dtype: AmpDtype = "float32"
-    workers: int = 2
-    save_every: int | None = None
-    seed: int = 0
+    workers: NoneOrMore = 2
+    save_every: OptionalCount = None
+    seed: Seed = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -102,8 +112,11 @@ class FinetuneOptions:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{self._said(name)}: must be at least 1")
         for name in _ABOVE_ZERO:
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{self._said(name)}: must be above 0 and finite")
+            if not getattr(self, name) > 0:
+                raise InputError(f"{self._said(name)}: must be above 0")
+        for name, largest in _AT_MOST.items():
+            if not getattr(self, name) <= largest:
+                raise InputError(f"{self._said(name)}: must be at most {largest}")
         for name in ("smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{self._said(name)}: must be at least 0 and below 1")
