@@ -54,7 +54,9 @@ def finetune(
 
     Args:
         keep_schedule: the schedule that `slim` or `plan` wrote.
-        data_dir: labelled images: an image folder, or one with train/val/test inside.
+        data_dir: images: a folder of class folders, or one with train/val/test inside. With
+            --task-loss-weight 0 they need no labels: a flat folder does, and a model without
+            classes can be trained.
         checkpoint: the dense model's weights, the teacher (default: those the schedule names).
         initial_checkpoint: weights to start from (default: the schedule's refitted ones, else the
             dense model's).
@@ -71,15 +73,17 @@ def finetune(
         from slimdeploy.slim.world import join_world
     job = _Job.read(keep_schedule, checkpoint, initial_checkpoint)
     job.check_outputs(output, output_schedule)
-    folder = open_images(data_dir, split, "train")
-    folder.check_classes(job.schedule.model.num_classes, job.schedule.model.name)
-    validation = _open_validation(data_dir, val_split, folder)
+    labelled = training.task_loss_weight > 0
+    folder = job.open_training(data_dir, split, labelled)
+    validation = job.open_validation(data_dir, val_split, folder if labelled else None)
     with join_world(training.device) as world:
-        _train(job, folder, validation, training, world, save_dtype, output, output_schedule)
+        batch_size = _train(
+            job, folder, validation, training, world, save_dtype, output, output_schedule
+        )
         leads = world.leads
     if leads:
-        result = {"checkpoint": str(output), "images": len(folder), **asdict(training)}
-        show(result, f"wrote {output}", json)
+        used = {"images": len(folder), **asdict(training), "batch_size": batch_size}
+        show({"checkpoint": str(output), **used}, f"wrote {output}", json)
 
 
 @dataclass(frozen=True)
@@ -103,18 +107,36 @@ class _Job:
         check_writable(output, self.path, self.dense, self.initial)
         check_suffix("--output", output, ".safetensors")
         if output_schedule is not None:
-            check_writable(output_schedule, self.dense, self.initial, output)
+            # Of the schedule itself: a command given again after a kill would read what it wrote.
+            check_writable(output_schedule, self.path, self.dense, self.initial, output)
             check_suffix("--output-schedule", output_schedule, ".json")
 
+    def open_training(self, data_dir: Path, split: str | None, labelled: bool) -> ImageFolder:
+        model = self.schedule.model
+        if labelled and not model.num_classes:
+            raise InputError(
+                f"{model.name}: has no classes to learn labels with; --task-loss-weight 0 lets the "
+                "dense model alone teach"
+            )
+        folder = open_images(data_dir, split, "train", labelled=labelled)
+        if labelled:
+            folder.check_classes(model.num_classes, model.name)
+        return folder
 
-def _open_validation(data_dir: Path, split: str | None, trained_on: ImageFolder) -> Any:
-    if split is None:
-        return None
-    folder = ImageFolder.open(data_dir, split)
-    if folder.classes != trained_on.classes:
-        raise InputError(f"{folder.root}: has other class folders than {trained_on.root}")
-    note(f"validating on {len(folder)} images, before training and after each epoch")
-    return folder
+    def open_validation(
+        self, data_dir: Path, split: str | None, trained_on: ImageFolder | None
+    ) -> ImageFolder | None:
+        if split is None:
+            return None
+        model = self.schedule.model
+        if not model.num_classes:
+            raise InputError(f"--val-split: {model.name} has no classes, so no accuracy")
+        folder = ImageFolder.open(data_dir, split)
+        folder.check_classes(model.num_classes, model.name)
+        if trained_on is not None and folder.classes != trained_on.classes:
+            raise InputError(f"{folder.root}: has other class folders than {trained_on.root}")
+        note(f"validating on {len(folder)} images, before training and after each epoch")
+        return folder
 
 
 def _train(
@@ -126,7 +148,8 @@ def _train(
     save_dtype: Literal["float32", "float16"],
     output: Path,
     output_schedule: Path | None,
-) -> None:
+) -> int:
+    """Train and write; the images a batch, of which small data has fewer than were asked for."""
     from slimdeploy.slim.finetune import Finetuner
     from slimdeploy.slim.timm_models import load_scheduled
 
@@ -147,6 +170,7 @@ def _train(
     if world.leads:
         _write(trained, job, preprocessing, save_dtype, output, output_schedule)
         runner.finished()
+    return runner.plan.batch_size
 
 
 def _write(

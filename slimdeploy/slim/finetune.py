@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from slimdeploy import __version__
 from slimdeploy.console import note, progress_bar
-from slimdeploy.errors import GateError
+from slimdeploy.errors import GateError, InputError
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
@@ -49,7 +49,7 @@ class Finetuner:
     Args:
         dense: teacher, with the original weights; never changed.
         start: the weights to begin from (refit ones, or the dense model's); copied.
-        data: labelled training images.
+        data: training images; their labels are read only if they have a weight.
         state_path: where an unfinished run is kept; None to keep none.
         evaluate: called at the start and after each epoch with the averaged slim model; what it
             returns is logged.
@@ -75,6 +75,12 @@ class Finetuner:
             check_device(options.device)
         self.here = self.world or World(torch.device(options.device))
         self.plan = Plan.of(len(self.data), options)
+        if self.plan.batch_size < options.batch_size and self.here.leads:
+            there = len(self.data)
+            note(
+                f"{self.data.root}: {there} images there: a batch has {there}, not the asked "
+                f"{options.batch_size}"
+            )
         self.here.check_batch(self.plan.batch_size)
         self.steps = options.steps(self.plan.per_epoch)
         seed_all(options.seed)  # a slim model may draw parameters of its own
@@ -88,9 +94,9 @@ class Finetuner:
         )
         self.ema = ModelEmaV3(self.slim, decay=options.ema_decay, use_warmup=True)
         self.task = self._make_task()
-        keeps = self.here.leads and self.state_path is not None
-        identity = self._identity() if keeps else ""
-        self.file = StateFile(self.state_path if keeps else None, identity, options.save_every)
+        identity = "" if self.state_path is None else self.here.of_first(self._identity)
+        path = self.state_path if self.here.leads else None
+        self.file = StateFile(path, identity, options.save_every)
 
     def _add_own_parameters(self) -> None:
         known = {id(parameter) for parameter in self.student.parameters()}
@@ -104,6 +110,12 @@ class Finetuner:
         options, device, layers = self.options, self.here.device, tuple[int, ...]()
         if options.token_weight:
             layers = compared_layers(self.schedule, options.token_layers)
+        learns = options.task_loss_weight or options.feature_weight or options.token_weight
+        if not (self.schedule.model.num_classes or learns):
+            raise InputError(
+                "--distill-loss-weight: the model has no classes to tell apart; give "
+                "--feature-weight or --token-weight"
+            )
         task = RecoveryTask(
             SlimTokens(self.slim, len(self.schedule.model.head_reads), layers),
             copy.deepcopy(self.dense).to(device),
@@ -124,8 +136,18 @@ class Finetuner:
         return task
 
     def run(self) -> Vit:
-        """Train, resuming an unfinished run of the same settings; the averaged weights."""
-        first = self._resume()
+        """Train, resuming an unfinished run of the same settings; the averaged weights.
+
+        Raises:
+            GateError: if the loss is no number; then no unfinished run is left.
+        """
+        try:
+            return self._run(self._resume())
+        except GateError:
+            self.file.remove()  # gone on from there, it would end like this again
+            raise
+
+    def _run(self, first: int) -> Vit:
         mine = PlannedBatches(self.plan, first, self.steps, self.here.rank, self.here.size)
         loader = make_loader(self.data, self.preprocessing, self.options, mine)
         losses: list[float] = []
@@ -136,6 +158,8 @@ class Finetuner:
             for done, (images, target) in enumerate(readable_errors(loader), start=first + 1):
                 losses.append(self._step(done, images, target))
                 progress.advance(bar)
+                if done == self.steps:
+                    self._check_last(images, target)
                 ends = done % self.plan.per_epoch == 0 or done == self.steps
                 if ends or self.file.due(done):
                     self._save(done)
@@ -154,7 +178,7 @@ class Finetuner:
         device = self.here.device
         seed_all(self.options.seed, step, self.here.rank)
         loss = self.task(images.to(device), target.to(device))["loss"]
-        value = float(loss.detach())
+        value = self.here.mean(loss)
         if not math.isfinite(value):
             epoch = (step - 1) // self.plan.per_epoch + 1
             raise GateError(f"the loss is {value} in epoch {epoch}; try a lower --lr")
@@ -167,6 +191,14 @@ class Finetuner:
         self.scheduler.step_update(num_updates=step)
         self.ema.update(self.slim, step=step)
         return value
+
+    @torch.no_grad()
+    def _check_last(self, images: Tensor, target: Tensor) -> None:
+        """Refuse what the last step made: every other one is judged by the loss after it."""
+        device = self.here.device
+        value = self.here.mean(self.task(images.to(device), target.to(device))["loss"])
+        if not math.isfinite(value):
+            raise GateError(f"the loss is {value} after the last step; try a lower --lr")
 
     def _report(self, step: int, loss: float) -> None:
         if not self.here.leads:
@@ -200,7 +232,7 @@ class Finetuner:
 
     def _resume(self) -> int:
         """Load an unfinished run; the steps it had made."""
-        state = self.here.share(self.file.read())
+        state = self.here.of_first(self.file.read)
         if state is None:
             return 0
         self.slim.load_state_dict(state["slim"])

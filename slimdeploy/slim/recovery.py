@@ -62,8 +62,9 @@ class RecoveryTask(LogitDistillationTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(student, teacher, verbose=False, **kwargs)
+        self.classes = student.num_classes
         self.weights = {
-            "kd_loss": self.distill_loss_weight,
+            "kd_loss": self.distill_loss_weight if self.classes else 0.0,
             "feature_loss": feature_weight,
             "token_loss": token_weight,
         }
@@ -75,29 +76,31 @@ class RecoveryTask(LogitDistillationTask):
             parameter.requires_grad_(False)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Losses and logits for images [B, C, H, W] and labels [B]."""
+        """Losses and logits for images [B, C, H, W] and labels [B], not read if of no weight."""
         with self.amp, attention_for_gradients(self.device):
             logits, tokens, streams = self.trainable_module(input)
         logits = logits.float()
-        task_loss = self.criterion(logits, target)
-        loss = self.task_loss_weight * task_loss
         parts = self._distances(input, logits, tokens, streams) if self.asks else {}
+        loss, told = logits.new_zeros(()), dict(parts)
+        if self.task_loss_weight:
+            told["task_loss"] = self.criterion(logits, target)
+            loss = self.task_loss_weight * told["task_loss"]
         for name, value in parts.items():
             loss = loss + self.weights[name] * value
-        return {"loss": loss, "output": logits, "task_loss": task_loss, **parts}
+        return {"loss": loss, "output": logits, **told}
 
     def _distances(
         self, images: Tensor, logits: Tensor, tokens: Tensor, streams: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """How far the student is from the dense model on these images, by loss."""
         dense_logits, dense_tokens, dense_streams = self._ask_teacher(images)
-        wanted = F.log_softmax(dense_logits / self.temperature, -1)
-        found = F.log_softmax(logits / self.temperature, -1)
-        divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        parts = {
-            "kd_loss": divergence * self.temperature**2,
-            "feature_loss": relative_error(tokens.float(), dense_tokens),
-        }
+        parts = {}
+        if self.classes:  # without, what the head gives are no logits
+            wanted = F.log_softmax(dense_logits / self.temperature, -1)
+            found = F.log_softmax(logits / self.temperature, -1)
+            divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            parts["kd_loss"] = divergence * self.temperature**2
+        parts["feature_loss"] = relative_error(tokens.float(), dense_tokens)
         if self.layers:
             pairs = zip(streams, dense_streams, self.kept, strict=True)
             errors = [token_error(here, there[:, ids]) for here, there, ids in pairs]

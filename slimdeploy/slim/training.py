@@ -52,6 +52,7 @@ def make_scheduler(
         num_epochs=steps,
         warmup_epochs=min(round(options.warmup_epochs * per_epoch), steps - 1),
         min_lr=options.lr / 100,
+        warmup_lr=min(1e-5, options.lr / 10),
         updates_per_epoch=1,
         step_on_epochs=False,
     )
@@ -62,15 +63,27 @@ def check_device(name: str) -> None:
     """Refuse a device that torch does not know or this machine does not have.
 
     Raises:
-        InputError: for a name that is no device.
-        MissingError: for a CUDA device where there is none.
+        InputError: for a name that is no device, or one that computes nothing.
+        MissingError: for a device that this machine, or the installed torch, does not have.
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name}: not a torch device, as cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise MissingError(f"--device {name}: torch sees no CUDA device; use --device cpu")
+    if device.type == "meta":
+        raise InputError(f"--device {name}: computes nothing; give cpu or cuda")
+    if device.type == "cuda":  # asked so that processes leave the first GPU to the first one
+        there = torch.cuda.device_count()
+        if (device.index or 0) >= there:
+            seen = f"{there} CUDA devices" if there else "no CUDA device"
+            raise MissingError(f"--device {name}: torch sees {seen}; use --device cpu")
+    elif device.type != "cpu":
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, ImportError) as error:  # each kind has its own
+            raise MissingError(
+                f"--device {name}: torch has none on this machine; use --device cpu"
+            ) from error
 
 
 @dataclass

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
-from slimdeploy.errors import InputError
+from slimdeploy.errors import GateError, InputError, SlimdeployError
 from slimdeploy.slim.training import check_device
 
 _SET_BY_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # The others wait while the first one judges the model on the validation images.
 _PATIENCE = timedelta(hours=2)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,32 @@ class World:
         """Whether this process reads and writes files and speaks."""
         return self.rank == 0
 
-    def share(self, value: Any) -> Any:
-        """The first process's `value`, in all of them."""
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives in the first process, in all of them.
+
+        Raises:
+            SlimdeployError: in all of them, what it raises in the first.
+        """
         if self.size == 1:
-            return value
-        held = [value]
+            return make()
+        held: list[tuple[T | None, SlimdeployError | None]] = [(None, None)]
+        if self.leads:
+            try:
+                held = [(make(), None)]
+            except SlimdeployError as error:
+                held = [(None, error)]
         distributed.broadcast_object_list(held, src=0)
-        return held[0]
+        value, refusal = held[0]
+        if refusal is not None:
+            raise refusal
+        return cast(T, value)
+
+    def mean(self, value: Tensor) -> float:
+        """Mean of a number over the processes, in all of them: all see it if one has NaN."""
+        total = value.detach().float().clone()
+        if self.size > 1:
+            distributed.all_reduce(total)
+        return float(total) / self.size
 
     def check_batch(self, batch_size: int) -> None:
         """Refuse a batch that the processes cannot share evenly.
@@ -66,7 +87,8 @@ def join_world(device: str) -> Iterator[World]:
 
     Raises:
         InputError: for a name that is no device, or half of what torchrun sets.
-        MissingError: for a CUDA device where there is none.
+        MissingError: for a device that this machine does not have.
+        GateError: if another process ended before this one was done.
     """
     check_device(device)
     size = os.environ.get("WORLD_SIZE", "1")
@@ -86,5 +108,14 @@ def join_world(device: str) -> Iterator[World]:
     distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield World(here, distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as error:
+        if not _tells_of_another(error):
+            raise
+        raise GateError("another process of this training ended first; it says why") from error
     finally:
         distributed.destroy_process_group()
+
+
+def _tells_of_another(error: RuntimeError) -> bool:
+    """Whether a connection broke: gloo raises a plain RuntimeError, with its source file."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slimdeploy.errors import InputError
+from slimdeploy.errors import GateError, InputError
 from slimdeploy.slim.loading import Plan, PlannedBatches
+from slimdeploy.slim.training import StateFile
 from slimdeploy.slim.world import World, join_world
 from tests.slim.killing import Killed, in_child
 from tests.slim.test_resume import finetune
@@ -21,7 +22,7 @@ from tests.slim.test_resume import finetune
 pytestmark = pytest.mark.forks
 
 
-def run_together(words: list[str], processes: int = 2) -> None:
+def run_together(words: list[str], processes: int = 2, code: int = 0) -> None:
     """Run a command as torchrun would, in processes forked from this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,7 +36,7 @@ def run_together(words: list[str], processes: int = 2) -> None:
             in_child(words, lambda: None)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert codes == [0] * processes
+    assert codes == [code] * processes
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: Path) -> float:
@@ -74,6 +75,59 @@ def test_two_processes_make_the_steps_of_one(
     run_together(run.words)
     mixed = load_file(run.folder / "slim.safetensors")
     assert 0 < apart(one, mixed, checkpoint) < 1e-3
+
+
+def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines on stderr but gloo's own and what is no error."""
+    lines = capfd.readouterr().err.splitlines()
+    return [line for line in lines if "error" in line or "Traceback" in line]
+
+
+def test_what_the_first_process_refuses_all_do(
+    checkpoint: Path, photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = alone(checkpoint, photographs, tmp_path)
+    run.kill_at_event(run.events // 2)
+    capfd.readouterr()
+    run_together([*run.words, "--lr", "1e-4"], code=2)
+    lines = said(capfd)
+    assert len(lines) == 2
+    assert all("is an unfinished run of other options" in line for line in lines)
+
+
+def test_a_loss_that_is_no_number_ends_all(
+    checkpoint: Path, photographs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = alone(checkpoint, photographs, tmp_path)
+    run.empty()
+    capfd.readouterr()
+    run_together([*run.words, "--lr", "1e6", "--weight-decay", "1e6"], code=1)
+    lines = said(capfd)
+    assert len(lines) == 2
+    assert all("try a lower --lr" in line for line in lines)
+    assert not list(run.folder.iterdir())
+
+
+def test_what_one_process_alone_refuses_is_one_line_of_the_other(
+    checkpoint: Path,
+    photographs: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = alone(checkpoint, photographs, tmp_path)
+    run.empty()
+    capfd.readouterr()
+
+    def refuse(self: StateFile, state: object) -> None:
+        if self.path is not None:
+            raise GateError("the disk is full")
+
+    monkeypatch.setattr(StateFile, "save", refuse)  # of the first process, while others train
+    run_together(run.words, code=1)
+    lines = said(capfd)
+    assert len(lines) == 2
+    assert sum("another process of this training ended first" in line for line in lines) == 1
 
 
 def test_the_shares_of_a_batch_are_the_batch() -> None:

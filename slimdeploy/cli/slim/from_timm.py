@@ -135,7 +135,10 @@ def slimmed_schedule(source: TimmModel, way: Slimming) -> KeepSchedule:
 
 
 def draw_images(data_dir: Path, split: str | None, images: int, seed: int) -> ImageFolder:
-    """The calibration images; says so where there are fewer than were asked for."""
+    """The calibration images; says so where there are fewer than were asked for.
+
+    No label is read; where images lie in class folders, each keeps its share of those drawn.
+    """
     folder = open_images(data_dir, split, "train", labelled=False)
     sample = folder.sample(images, seed)
     if len(sample) < images:
