@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_budget
@@ -120,7 +119,6 @@ def slim_model(
         InputError: for a budget or tolerance that makes no sense.
     """
     request.check()
-    torch.manual_seed(request.seed)
     impact = make_impact(request.impact, request.seed)
     state = Calibration(dense, geometry, images[spread(len(images), request.search_images)])
     shape = _shape(state, images, impact, request, saved, progress)

@@ -20,6 +20,8 @@ from slimdeploy.slim.types import Vit
 
 _REGISTER: PrefixKind = "register"
 _AS_FILE = "write the model as ONNX and give the file: plan --onnx FILE --pool-kept"
+# Their files are slimmed: `docs/bench/matrix.md`.
+_ONLY_AS_FILES = ("Beit", "Eva", "NaFlexVit", "VisionTransformerRelPos")
 
 
 def load_model(
@@ -62,10 +64,14 @@ def load_geometry(
     """A model's geometry without needing its weights (a given checkpoint must still fit).
 
     Raises:
-        InputError: as `load_model`.
+        InputError: as `load_model`, or if the checkpoint has other than `num_classes` classes.
     """
     if checkpoint is not None:
         model, preprocessing = load_model(name, checkpoint, kwargs)
+        if num_classes not in (None, model.num_classes):
+            raise InputError(
+                f"--num-classes {num_classes}: {checkpoint} has {model.num_classes}; leave it out"
+            )
     else:
         classes = {} if num_classes is None else {"num_classes": num_classes}
         _check_name(name)
@@ -127,7 +133,10 @@ def check_supported(model: Vit, name: str) -> None:
     """
     reason = None
     if not isinstance(model, VisionTransformer):
-        reason = f"is a {type(model).__name__}, not a plain vision transformer"
+        kind = type(model).__name__
+        reason = f"is a {kind}, not a plain vision transformer"
+        if kind in _ONLY_AS_FILES:
+            reason += "; write it as ONNX and give the file: slim --onnx FILE, or plan --onnx FILE"
     elif type(model.patch_embed) is not PatchEmbed:
         reason = "has no plain patch embedding"
     elif min(model.patch_embed.grid_size) < 1:

@@ -52,13 +52,16 @@ class SlimFlags(FileFlags):
 
 
 def refuse_ridge(ridge: Strength | None, reconstruct: Reconstruct) -> None:
-    """Stop at a ridge that nothing is solved with.
+    """Stop at a ridge with which none of the resulting weights is solved for.
+
+    That is all but refit, though --shape auto tries its shapes with one: of `gradient` with the
+    default.
 
     Raises:
         InputError: saying so.
     """
-    if ridge is not None and reconstruct == "none":
-        raise InputError("--ridge: goes with --reconstruct refit, not none")
+    if ridge is not None and reconstruct != "refit":
+        raise InputError(f"--ridge: goes with --reconstruct refit, not {reconstruct}")
 
 
 def refuse(source: str, **given: object) -> None:
