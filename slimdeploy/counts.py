@@ -20,8 +20,9 @@ import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from slimdeploy.dynamic import PerImage, merge_problem
 from slimdeploy.errors import InputError
-from slimdeploy.macs import dense_macs, mac_reduction
+from slimdeploy.macs import dense_macs, mac_reduction, model_macs
 from slimdeploy.schedule import ModelGeometry
 
 Shape = Literal["geometric", "early", "earlier", "linear", "step", "even"]
@@ -105,13 +106,54 @@ def counts_for_scoring(
     return _mildest(model, mac_reduction_wanted, scoring, shape, multiple_of)
 
 
-def _mildest(
-    model: ModelGeometry, wanted: float, spent: float, shape: Shape, multiple_of: int
+def counts_for_merging(
+    model: ModelGeometry, mac_reduction_wanted: float, shape: Shape, multiple_of: int = 1
 ) -> list[int]:
-    """The mildest counts that save the wanted share of MACs, and what is spent beside them."""
+    """`counts_for_budget` where patches are merged, what finding and adding them costs included.
+
+    Raises:
+        InputError: as `counts_for_budget`; and for counts of which a layer would have to merge more
+            than every second patch.
+    """
+    counts_for_budget(model, mac_reduction_wanted, shape, multiple_of)  # refuses what was asked for
+
+    def saved(counts: list[int]) -> float:
+        return 1 - model_macs(model, counts, dynamic="merge").total / dense_macs(model).total
+
+    counts = _mildest(model, mac_reduction_wanted, 0.0, shape, multiple_of, saved)
+    if problem := merge_problem(counts, model.tokens, len(model.prefix)):
+        raise InputError(f"--shape {shape}: {problem}; another shape spreads them")
+    return counts
+
+
+def counts_by_image(
+    way: PerImage, model: ModelGeometry, wanted: float, shape: Shape, multiple_of: int = 1
+) -> list[int]:
+    """Tokens left per layer for a budget, where each image decides which, in that way.
+
+    Raises:
+        InputError: as `counts_for_scoring` and `counts_for_merging`.
+    """
+    rule = counts_for_merging if way == "merge" else counts_for_scoring
+    return rule(model, wanted, shape, multiple_of)
+
+
+def _mildest(
+    model: ModelGeometry,
+    wanted: float,
+    spent: float,
+    shape: Shape,
+    multiple_of: int,
+    saves: Callable[[list[int]], float] | None = None,
+) -> list[int]:
+    """The mildest counts that save the wanted share of MACs, and what is spent beside them.
+
+    `saves` says what counts save, if not what they do where other tokens are dropped.
+    """
 
     def saved(r: float) -> float:
-        return mac_reduction(model, counts_of_shape(model, shape, r, multiple_of)) - spent
+        counts = counts_of_shape(model, shape, r, multiple_of)
+        return (saves(counts) if saves else mac_reduction(model, counts)) - spent
 
     if saved(0.0) < wanted:
         rounded = f" that are multiples of {multiple_of}" * (multiple_of > 1)

@@ -9,7 +9,9 @@ q·D² (Q) + 2k·D² (K, V) + 2q·k·D (scores and mix) + q·D² (projection) + 
 form, in which keys and values exist only for tokens that the layer before kept. (The paper
 counts K and V over all N zero-padded rows and so reports about 6 points less.)
 
-A dynamic schedule's layer scores k tokens of D channels beside that: one MAC per channel.
+A dynamic schedule's layer scores k tokens of D channels beside that: one MAC per channel. One that
+merges has as many keys as queries; of the k patches that enter it a = ⌈k/2⌉ are compared with the
+b = ⌊k/2⌋ others, a·b·D, and those that merge, r of them, are added up by a product, b·r·D.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from slimdeploy.dynamic import choosing_layers
+from slimdeploy.dynamic import PerImage, choosing_layers
 from slimdeploy.schedule import KeepSchedule, ModelGeometry
 
 
@@ -56,23 +58,32 @@ def layer_macs(model: ModelGeometry, queries: int, keys: int) -> LayerMacs:
     return LayerMacs(queries, keys, attention, 2 * queries * d * model.mlp_width)
 
 
-def model_macs(model: ModelGeometry, counts: Sequence[int], *, dynamic: bool = False) -> ModelMacs:
+def model_macs(
+    model: ModelGeometry, counts: Sequence[int], *, dynamic: PerImage | None = None
+) -> ModelMacs:
     """MACs of the model when layer l keeps counts[l] tokens (prefix included).
 
-    With `dynamic`, those of scoring the tokens too.
+    With `dynamic`, those of choosing or merging the tokens too.
     """
-    channels = model.input_size[0]
+    channels, prefix = model.input_size[0], len(model.prefix)
     embed = model.patches * model.patch_size[0] * model.patch_size[1] * channels * model.width
-    keys = [model.tokens, *counts[:-1]]
-    layers = tuple(layer_macs(model, q, k) for q, k in zip(counts, keys, strict=True))
-    if dynamic:
-        chooses = choosing_layers(counts, model.tokens, len(model.prefix))
-        layers = tuple(
-            replace(layer, scorer=layer.keys * model.width * chosen)
-            for layer, chosen in zip(layers, chooses, strict=True)
-        )
+    held, layers = [model.tokens, *counts[:-1]], list[LayerMacs]()
+    chooses = choosing_layers(counts, model.tokens, prefix)
+    for count, before, chosen in zip(counts, held, chooses, strict=True):
+        keys, scorer = before, 0
+        if chosen and dynamic == "merge":
+            keys, scorer = count, _merging(before - prefix, before - count) * model.width
+        elif chosen and dynamic:
+            scorer = before * model.width
+        layers.append(replace(layer_macs(model, count, keys), scorer=scorer))
     rows = max(len(model.head_reads), 1)  # a pooled row is read once
-    return ModelMacs(embed, layers, rows * model.width * model.num_classes)
+    return ModelMacs(embed, tuple(layers), rows * model.width * model.num_classes)
+
+
+def _merging(patches: int, gone: int) -> int:
+    """Products of tokens that a layer takes to find and merge `gone` of its patches."""
+    others = patches // 2
+    return (patches - others) * others + others * gone
 
 
 def dense_macs(model: ModelGeometry) -> ModelMacs:
@@ -87,4 +98,5 @@ def mac_reduction(model: ModelGeometry, counts: Sequence[int]) -> float:
 
 def schedule_macs(schedule: KeepSchedule) -> ModelMacs:
     """MACs of the model that a schedule describes."""
-    return model_macs(schedule.model, schedule.counts, dynamic=schedule.dynamic is not None)
+    way = None if schedule.dynamic is None else schedule.dynamic.scorer
+    return model_macs(schedule.model, schedule.counts, dynamic=way)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,44 +32,57 @@ def file_parity(
         GateError: if a choice is not the best by its scores.
     """
     from slimdeploy.graph.outputs import keep_outputs
-    from slimdeploy.measure.choice_proof import choice_pair, prove_choices
+    from slimdeploy.measure.image_proof import image_pair, prove_images
     from slimdeploy.measure.parity import worst_parity
 
     model = load_onnx(dense)
     keep_outputs(model, geometry.outputs)
-    proof = prove_choices(choice_pair(model, load_onnx(slim), slim, plan), [images], allowed, None)
+    proof = prove_images(image_pair(model, load_onnx(slim), slim, plan), [images], allowed, None)
     return worst_parity(proof.outputs.values())
 
 
 def replayed_parity(
     reference: Any, slim: Path, plan: ChoicePlan, images: NDArray[np.float32], allowed: float
 ) -> Parity:
-    """How far the file's first output is from torch's, which takes the choices that the file made.
+    """How far the file's first output is from torch's, which decides as the file did.
 
     Args:
-        reference: a `DynamicVit`.
+        reference: a `DynamicVit` or `MergeVit`.
 
     Raises:
-        GateError: if a choice is not the best by torch's scores, up to rounding.
+        GateError: if a decision is not the best by torch's scores, up to rounding.
     """
     import torch
 
     from slimdeploy.measure.choice_proof import SHORTFALL
-    from slimdeploy.measure.choices import with_choices
     from slimdeploy.measure.feeding import infer_all
     from slimdeploy.measure.parity import compare_outputs
     from slimdeploy.measure.proof import session
-    from slimdeploy.slim.dynamic import replay
+    from slimdeploy.slim.dynamic import MergeVit, replay, replay_merges
 
-    model, names = with_choices(load_onnx(slim))
+    model, decided = _probed(slim, plan)
     with session(model, None) as engine:
         seen = infer_all(engine, images)
-        output = next(info.name for info in engine.outputs if info.name not in names)
-    rows = [None if name is None else torch.from_numpy(seen[name]) for name in names]
-    logits, shortfall = replay(reference.eval(), torch.from_numpy(images), rows)
+        output = engine.outputs[0].name
+    rows = [None if found is None else torch.from_numpy(found) for found in decided(seen)]
+    reference.eval()
+    replays = replay_merges if isinstance(reference, MergeVit) else replay
+    logits, shortfall = replays(reference, torch.from_numpy(images), rows)
     if shortfall > SHORTFALL * allowed:
-        raise GateError(
-            f"{slim}: left out a patch that scores {shortfall:.2e} standard deviations above one "
-            "that it took"
-        )
+        by = f"{shortfall:.2e} standard deviations"
+        if plan.dynamic.merges:
+            raise GateError(f"{slim}: merged a pair {by} less similar than one that it left")
+        raise GateError(f"{slim}: left out a patch that scores {by} above one that it took")
     return compare_outputs(logits.numpy(), seen[output], allowed)
+
+
+def _probed(slim: Path, plan: ChoicePlan) -> tuple[Any, Callable[[Any], list[Any]]]:
+    """The file with what it decides as outputs, and what makes rows of these, block by block."""
+    from slimdeploy.measure.choices import with_choices
+    from slimdeploy.measure.merges import moved, with_merges
+
+    if plan.dynamic.merges:
+        model, names = with_merges(load_onnx(slim))
+        return model, lambda seen: moved(seen, names, plan)
+    model, chosen = with_choices(load_onnx(slim))
+    return model, lambda seen: [None if name is None else seen[name] for name in chosen]

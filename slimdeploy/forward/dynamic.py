@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from slimdeploy.counts import TRIED, Shape, best_shape, counts_for_scoring
-from slimdeploy.dynamic import Dynamic, Scorer, choosing_layers
+from slimdeploy.counts import TRIED, Shape, best_shape, counts_by_image
+from slimdeploy.dynamic import Dynamic, PerImage, choosing_layers
 from slimdeploy.errors import InputError
 from slimdeploy.files import TEMPORARY
 from slimdeploy.forward.anatomy import BlockNames, block_names
@@ -32,8 +32,8 @@ from slimdeploy.forward.slimming import (
 from slimdeploy.graph import GraphOptions, SlimGraph, dense_graph, slim_graph
 from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.graph.files.storage import save_model
-from slimdeploy.measure.choice_proof import choice_pair, prove_choices
 from slimdeploy.measure.choices import chosen_ids, with_choices
+from slimdeploy.measure.image_proof import image_pair, prove_images
 from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity
 from slimdeploy.positions import most_chosen
@@ -117,7 +117,7 @@ class _Maker:
     source: str
 
     @property
-    def scorer(self) -> Scorer:
+    def scorer(self) -> PerImage:
         """What chooses."""
         if self.request.scorer is None:
             raise ValueError("no scorer: positions that are static are for slim_forward")
@@ -132,7 +132,8 @@ class _Maker:
     def plan(self, images: Array, shape: Shape) -> ChoicePlan:
         """How many tokens stay, and a scorer fitted to `images`."""
         geometry, request = self.geometry, self.request
-        counts = counts_for_scoring(geometry, request.mac_reduction, shape, request.multiple_of)
+        wanted, multiple = request.mac_reduction, request.multiple_of
+        counts = counts_by_image(self.scorer, geometry, wanted, shape, multiple)
         prefix = len(geometry.prefix)
         dynamic = Dynamic(scorer=self.scorer)
         if self.scorer == "predictor":
@@ -215,7 +216,7 @@ def _require(
     with TemporaryDirectory(prefix=TEMPORARY) as folder:
         path = Path(folder) / "slim.onnx"
         save_model(slim, path)
-        proof = prove_choices(choice_pair(dense, slim, path, plan), [images], tolerance, None)
+        proof = prove_images(image_pair(dense, slim, path, plan), [images], tolerance, None)
     parity = proof.outputs[dense.graph.output[0].name]
     parity.require(f"{source}: slim against the masked dense graph; nothing was written")
     return parity

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from slimdeploy.counts import TRIED, Shape, ShapeChoice
-from slimdeploy.dynamic import Dynamic, Scorer
+from slimdeploy.dynamic import Dynamic, PerImage
 from slimdeploy.errors import InputError
 from slimdeploy.forward.anatomy import BlockNames, block_names
 from slimdeploy.forward.choices import ForwardImpact
@@ -54,7 +54,7 @@ class ForwardRequest:
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
     impact: ForwardImpact = DEFAULT_IMPACT
-    scorer: Scorer | None = None
+    scorer: PerImage | None = None
     reconstruct: Literal["refit", "none"] = "refit"
     seed: int = 0
     search_images: int = SEARCH_IMAGES

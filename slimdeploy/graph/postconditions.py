@@ -34,7 +34,7 @@ def check_graph(
     model: onnx.ModelProto,
     counts: Sequence[tuple[int, int]] | None = None,
     dense: onnx.ModelProto | None = None,
-    choices: int = 0,
+    added: Counter[str] | None = None,
 ) -> list[BlockCount]:
     """Check a slimmed `model` and return the token counts of its blocks.
 
@@ -42,8 +42,8 @@ def check_graph(
         counts: (queries, keys) that each block must have; None accepts any.
         dense: the model it was made from; operators that choose at run time must not have become
             more. Without it there must be none.
-        choices: blocks that choose their tokens at run time, as a dynamic schedule wants: a TopK
-            for each, and for the stream and the queries a GatherND.
+        added: how many of these operators there may be more, as a dynamic schedule wants them
+            (`ChoicePlan.operators`).
 
     Raises:
         GraphError: if onnx finds the model invalid, a count differs, an operator that chooses at
@@ -53,7 +53,7 @@ def check_graph(
         onnx.checker.check_model(structure(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"onnx refuses the graph: {one_line(error)}") from error
-    _check_operators(model, dense, choices)
+    _check_operators(model, dense, added or Counter())
     work = Work.of(model)
     _check_selections(work, dense)
     unflatten(work)
@@ -69,10 +69,12 @@ def check_graph(
     return found
 
 
-def _check_operators(model: onnx.ModelProto, dense: onnx.ModelProto | None, choices: int) -> None:
+def _check_operators(
+    model: onnx.ModelProto, dense: onnx.ModelProto | None, added: Counter[str]
+) -> None:
     have = Counter(node.op_type for node in model.graph.node)
     allowed = Counter(node.op_type for node in dense.graph.node) if dense else Counter[str]()
-    allowed.update({"TopK": choices, "GatherND": 2 * choices})
+    allowed.update(added)
     for op in sorted(DYNAMIC_OPS):
         if have[op] > allowed[op]:
             raise GraphError(f"{have[op] - allowed[op]} {op} nodes were added")

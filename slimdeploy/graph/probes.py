@@ -6,7 +6,7 @@ of the file itself, so what a probe shows is what the file computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -117,6 +117,47 @@ def _selects(node: Node) -> bool:
     """Whether the outputs are elements of the inputs: a selection of tokens, or a new shape."""
     one_hot = node.op == "MatMul" and is_constant(node.inputs[0])
     return node.op in _SELECTIONS or node.op == "Concat" or one_hot
+
+
+def token_count(probes: Sequence[Probe]) -> int:
+    """How many tokens every block of a dense graph has.
+
+    Raises:
+        GraphError: if blocks differ in it.
+    """
+    tokens = probes[0].keys
+    for number, probe in enumerate(probes, 1):
+        if (probe.queries, probe.keys) != (tokens, tokens):
+            raise GraphError(
+                f"block {number} has {probe.queries} queries for {probe.keys} keys, not {tokens} "
+                "for each: give the dense graph, in which all blocks have all tokens"
+            )
+    return tokens
+
+
+def entering(model: onnx.ModelProto, probe: Probe) -> str:
+    """The stream that enters a block: what its Add joins with the attention's result.
+
+    Raises:
+        GraphError: if no node computes the block's stream.
+    """
+    tainted = {probe.anchor}
+    for node in model.graph.node:
+        if probe.attention in node.output:
+            names: list[str] = [name for name in node.input if name not in tainted]
+            return names[0]
+        if tainted.intersection(node.input):
+            tainted.update(node.output)
+    raise GraphError(f"the graph has no node that computes '{probe.attention}'")
+
+
+def give_streams(model: onnx.ModelProto, names: Sequence[str], probes: Sequence[Probe]) -> None:
+    """Let the graph give out the tensors `names`, of the type of the blocks' streams."""
+    types = {value.name: value.type for value in model.graph.output}
+    for name, probe in zip(names, probes, strict=True):
+        if name not in types:
+            value = onnx.ValueInfoProto(name=name, type=types[probe.attention])
+            model.graph.output.append(value)
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from slimdeploy.errors import GateError, GraphError, InputError
-from slimdeploy.graph.dynamic import ChoicePlan, dynamic_selection, record_choices
+from slimdeploy.graph.dynamic import ChoicePlan, Decisions, dynamic_selection
 from slimdeploy.graph.files.structure import add_shapes
 from slimdeploy.graph.forbid import check_absent, check_names
 from slimdeploy.graph.forms import input_passes, no_selection, selection
@@ -77,12 +78,14 @@ def slim_graph(
         tokens = dense_tokens(blocks)
         wanted = checked_keep(keep, len(blocks), tokens)
         sizes = [tokens, *map(len, wanted)]
-        counts = list(zip(sizes[1:], sizes, strict=False))[: options.prefix_blocks]
+        keys = sizes[:-1] if plan is None else plan.keys
+        counts = list(zip(sizes[1:], keys, strict=True))[: options.prefix_blocks]
         if plan is not None:
-            passes, choose = dynamic_selection(work, blocks, plan, options)
+            by_image = dynamic_selection(work, blocks, plan, options)
             trace(work, blocks, plan.places)
-            run([*passes, *_written(options), Tidy()], work)
-            return _finished(work, model, options, misses, counts, "position", choose.chosen)
+            run([*by_image.passes, *_written(options), Tidy()], work)
+            operators = plan.operators
+            return _finished(work, model, options, misses, counts, "position", operators, by_image)
         trace(work, blocks, wanted, pool_kept=options.pool_kept)  # refuses before any rewrite
         chosen = selection(work, blocks, wanted, options)
         run([*chosen.passes, *_written(options), Tidy()], work)
@@ -169,22 +172,23 @@ def _finished(
     misses: list[str],
     counts: Sequence[tuple[int, int]] | None = None,
     order: str | None = None,
-    chosen: Sequence[str | None] = (),
+    operators: Counter[str] | None = None,
+    by_image: Decisions | None = None,
 ) -> SlimGraph:
     """Check the result.
 
     Args:
         order: how its tokens are ordered, if some were selected.
-        chosen: per block the tensor of the rows that it chooses, if it does.
+        operators: how many of those that choose at run time were added.
+        by_image: what was decided per image.
     """
     exported = work.export()
     if order is not None:
         record_order(exported, order)
-    if chosen:
-        record_choices(exported, list(chosen[: options.prefix_blocks]))
+    if by_image is not None:
+        by_image.record(exported, options.prefix_blocks)
     check_absent(options.forbid_ops, exported, dense, options.select)
-    choices = sum(name is not None for name in chosen)
-    found = check_graph(exported, counts, dense, choices)
+    found = check_graph(exported, counts, dense, operators)
     if len(found) != (options.prefix_blocks or len(found)):
         raise GraphError(f"{len(found)} blocks are left, --prefix-blocks {options.prefix_blocks}")
     add_shapes(exported)

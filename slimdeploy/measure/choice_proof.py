@@ -19,7 +19,7 @@ from slimdeploy.engine import Engine, open_engine
 from slimdeploy.errors import GateError
 from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.graph.masked import masked_streams
-from slimdeploy.graph.probes import Probe
+from slimdeploy.graph.probes import Probe, entering, give_streams
 from slimdeploy.measure.block_parity import Array
 from slimdeploy.measure.choices import chosen_ids, standardised, with_choices
 from slimdeploy.measure.feeding import infer_all, laid_out
@@ -75,9 +75,9 @@ def choice_pair(
     probed, rows = with_choices(slim)
     reference, probes = masked_streams(dense, plan.places)
     masks = [_mask_as_input(reference, probe) for probe in probes]
-    entering = [_entering(reference, probe) for probe in probes]
-    _give(reference, entering, probes)
-    return ChoicePair(path, probed, rows, plan, reference, masks, entering)
+    inputs = [entering(reference, probe) for probe in probes]
+    give_streams(reference, inputs, probes)
+    return ChoicePair(path, probed, rows, plan, reference, masks, inputs)
 
 
 def prove_choices(
@@ -96,10 +96,7 @@ def prove_choices(
         session(pair.reference, threads) as reference,
         open_engine(pair.slim, threads=threads) as shipped,
     ):
-        given = {info.name for info in reference.outputs}
-        outputs = [info.name for info in shipped.outputs if info.name in given]
-        if not outputs:
-            raise GateError(f"it has none of the dense graph's outputs {sorted(given)}")
+        outputs = given_outputs(reference, shipped)
         for batch in batches:
             seen = infer_all(probed, batch)
             rows = [None if name is None else seen[name] for name in pair.rows]
@@ -118,24 +115,48 @@ def prove_choices(
     return Proof(images, parts, [])
 
 
+def given_outputs(reference: Engine, shipped: Engine) -> list[str]:
+    """Names of the outputs that both have.
+
+    Raises:
+        GateError: if there is none.
+    """
+    given = {info.name for info in reference.outputs}
+    outputs = [info.name for info in shipped.outputs if info.name in given]
+    if not outputs:
+        raise GateError(f"it has none of the dense graph's outputs {sorted(given)}")
+    return outputs
+
+
 def _masked(
     reference: Engine, pair: ChoicePair, image: Array, kept: Sequence[Array]
 ) -> dict[str, Array]:
     """What the dense graph computes for one image with its dropped tokens hidden as keys."""
     feeds: dict[str, Array] = {}
-    rows = 1
     for info in reference.inputs:
-        if info.name not in pair.masks:
-            rows = info.shape[0] or 1  # of a fixed batch: the same image in every place
-            feeds[info.name] = np.repeat(laid_out(image, info), rows, 0).astype(info.dtype)
-            continue
-        block = pair.masks.index(info.name)
-        seen = np.isin(np.arange(pair.plan.tokens), kept[block - 1])
-        if info.dtype != "bool":
-            seen = np.where(seen, 0, -3e4 if info.dtype == "float16" else -1e30)
-        shape = [size or 1 for size in info.shape]
-        feeds[info.name] = np.broadcast_to(seen, shape).astype(info.dtype)
-    found = reference.infer(feeds)
+        if info.name in pair.masks:
+            block = pair.masks.index(info.name)
+            seen = np.isin(np.arange(pair.plan.tokens), kept[block - 1])
+            if info.dtype != "bool":
+                seen = np.where(seen, 0, -3e4 if info.dtype == "float16" else -1e30)
+            feeds[info.name] = np.broadcast_to(seen, [size or 1 for size in info.shape])
+    return repeated(reference, image, feeds)
+
+
+def repeated(reference: Engine, image: Array, feeds: dict[str, Array]) -> dict[str, Array]:
+    """All outputs for one image [1, C, H, W]; of a fixed batch it takes every place.
+
+    Args:
+        feeds: the other inputs by name, of any type.
+    """
+    fed, rows = dict[str, Array](), 1
+    for info in reference.inputs:
+        if info.name in feeds:
+            fed[info.name] = feeds[info.name].astype(info.dtype)
+        else:
+            rows = info.shape[0] or 1
+            fed[info.name] = np.repeat(laid_out(image, info), rows, 0).astype(info.dtype)
+    found = reference.infer(fed)
     return {name: y[: max(1, len(y) // rows)] for name, y in found.items()}
 
 
@@ -184,24 +205,3 @@ def _mask_as_input(model: onnx.ModelProto, probe: Probe) -> str | None:
             del model.graph.initializer[place]
             return name
     return None
-
-
-def _entering(model: onnx.ModelProto, probe: Probe) -> str:
-    """The stream that enters a block: what its Add joins with the attention's result."""
-    tainted = {probe.anchor}
-    for node in model.graph.node:
-        if probe.attention in node.output:
-            names: list[str] = [name for name in node.input if name not in tainted]
-            return names[0]
-        if tainted.intersection(node.input):
-            tainted.update(node.output)
-    raise GateError(f"the dense graph has no node that computes '{probe.attention}'")
-
-
-def _give(model: onnx.ModelProto, names: Sequence[str], probes: Sequence[Probe]) -> None:
-    """Let the graph give out the tensors `names`, of the type of the blocks' streams."""
-    types = {value.name: value.type for value in model.graph.output}
-    for name, probe in zip(names, probes, strict=True):
-        if name not in types:
-            value = onnx.ValueInfoProto(name=name, type=types[probe.attention])
-            model.graph.output.append(value)

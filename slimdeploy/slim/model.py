@@ -76,9 +76,11 @@ def embed(model: Vit, images: Tensor) -> Tensor:
     return model.norm_pre(model._pos_embed(model.patch_embed(images)))
 
 
-def slim_block(block: VitBlock, x: Tensor, rows: Tensor | None) -> Tensor:
+def slim_block(
+    block: VitBlock, x: Tensor, rows: Tensor | None, key_bias: Tensor | None = None
+) -> Tensor:
     """One block for the tokens at `rows`: [B, k, D] -> [B, q, D]. `rows` None keeps all."""
-    return mlp_half(block, attention_half(block, x, rows))
+    return mlp_half(block, attention_half(block, x, rows, key_bias))
 
 
 def attention_half(
@@ -109,7 +111,8 @@ def attention_mix(
 ) -> Tensor:
     """What the output projection reads: heads concatenated, [B, k, D] -> [B, q, heads·d].
 
-    `key_bias` [B, k] is added to the logits of each key: a gate for measuring its influence.
+    `key_bias` [B, k] is added to the logits of each key: a gate for measuring its influence, or how
+    many tokens it stands for.
     """
     attn, h = block.attn, block.norm1(x)
     q, k, v = queries_keys_values(attn, h, rows)

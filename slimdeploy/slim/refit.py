@@ -14,7 +14,7 @@ streams of activations no more than four exist at a time, on disk where memory i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -61,6 +61,7 @@ class _Refit:
     options: RidgeOptions
     hold: Callable[[], Held] = InMemory
     solved: bool = False
+    key_bias: Sequence[Tensor | None] | None = None
 
     def projection(self, inputs: Iterable[Tensor], targets: Iterable[Tensor]) -> Held:
         """Solve the attention's projection towards the dense stream after attention.
@@ -71,8 +72,9 @@ class _Refit:
         block, attn = self.block, self.block.attn
         normal = self._normal(attn.proj)
         mixes, stream = self.hold(), self.hold()
-        for x, rows, target in zip(inputs, self.rows, targets, strict=True):
-            base, mix = select(x, rows), attention_mix(block, x, rows)
+        biases = self.key_bias or [None] * len(self.rows)
+        for x, rows, bias, target in zip(inputs, self.rows, biases, targets, strict=True):
+            base, mix = select(x, rows), attention_mix(block, x, rows, bias)
             if not self.solved:
                 missing = target - (base + block.ls1(project(attn, mix)))
                 self._add(normal, mix, missing)
@@ -181,11 +183,23 @@ class Kept:
 
     Attributes:
         weights: weight of each kept token, [q].
+        entering: batches [B, k, D] that the block reads in place of the stream, if it does.
+        key_bias: per batch what is added to the attention logits of its keys, [B, k].
+        targets: per batch what makes [B, q, D] of the dense stream [B, N, D], if not its rows.
     """
 
     rows: Rows
     dense_rows: Rows
     weights: Tensor
+    entering: Held | None = None
+    key_bias: Sequence[Tensor] | None = None
+    targets: Sequence[Callable[[Tensor], Tensor]] | None = None
+
+    def wanted(self, dense: Iterator[Tensor], batches: int) -> Iterator[Tensor]:
+        """What the block is to give, of the dense block's stream, batch by batch."""
+        if self.targets is None:
+            return map(select, dense, _each(self.dense_rows, batches))
+        return (pick(x) for pick, x in zip(self.targets, dense, strict=True))
 
 
 def refit_model(
@@ -208,7 +222,7 @@ def refit_model(
     options = options or RidgeOptions()
     every = local_rows(keep, state.tokens)
 
-    def kept(index: int, _: Iterable[Tensor]) -> Kept:
+    def kept(index: int, *_: object) -> Kept:
         ids = keep[index]
         weights = token_weights(ids, state.geometry.head_reads, options)
         return Kept(every[index], None if len(ids) == state.tokens else torch.tensor(ids), weights)
@@ -220,7 +234,7 @@ def refit_model(
 def refit_blocks(
     state: Calibration,
     model: Vit,
-    kept: Callable[[int, Held], Kept],
+    kept: Callable[[int, Held, Callable[[], Held]], Kept],
     options: RidgeOptions,
     progress: Any = None,
     saved: RunState | None = None,
@@ -228,7 +242,8 @@ def refit_blocks(
     """Refit all blocks of `model` in place while its stream and the dense one run side by side.
 
     Args:
-        kept: what the block of this index (from 0) keeps of its input, batches [B, k, D].
+        kept: what the block of this index (from 0) keeps of its input, batches [B, k, D]; the
+            third argument makes what holds others in their place.
         progress: called with the number of each finished layer, from 1.
         saved: blocks that a killed run had solved: they run, and are not solved again.
 
@@ -245,16 +260,18 @@ def refit_blocks(
             stream.append(embed(model, images))
         pairs = zip(model.blocks, state.dense.blocks, strict=True)
         for index, (block, dense_block) in enumerate(pairs):
-            found, name = kept(index, stream), f"refit-{index + 1:03d}"
-            done = _recalled(saved, name, block)
-            rows = _each(found.rows, len(stream))
-            refit = _Refit(block, rows, found.weights, options, hold, done)
-            wanted = _each(found.dense_rows, len(stream))
+            found, name = kept(index, stream, hold), f"refit-{index + 1:03d}"
+            if found.entering is not None:
+                stream.release()
+                stream = found.entering
+            done, batches = _recalled(saved, name, block), len(stream)
+            rows = _each(found.rows, batches)
+            refit = _Refit(block, rows, found.weights, options, hold, done, found.key_bias)
             after = replaced(dense, partial(attention_half, dense_block, rows=None))
-            halves = refit.projection(stream, map(select, after, wanted))
+            halves = refit.projection(stream, found.wanted(after, batches))
             stream.release()
             stream, after = halves, replaced(dense, partial(mlp_half, dense_block))
-            refit.second_layer(stream, map(select, after, wanted))
+            refit.second_layer(stream, found.wanted(after, batches))
             if not done:
                 parts = _solved_parts(block)
                 saved.remember_arrays(name, {part: x.numpy() for part, x in parts.items()})

@@ -205,3 +205,12 @@ def test_half_precision_weights_stay_half() -> None:
     assert stored == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
     result = run(slim, images(1).astype(np.float16))
     assert error(result, compact(model, images(1), keep)) < 0.02
+
+
+def test_heads_that_are_rows_of_the_batch_leave_the_projection_whole() -> None:
+    """Its columns cannot be told apart behind an axis of images and heads."""
+    dense, model = export("merged_heads", "dynamo18", True), build("merged_heads", False)
+    keep = random_keep(1, DEPTH, tokens_of("merged_heads"), [0], [0])
+    slim = slim_graph(dense, keep)
+    assert any("stays fused" in note for note in slim.notes)
+    assert error(run(slim.model, images(3)), compact(model, images(3), keep)) <= TOLERANCE

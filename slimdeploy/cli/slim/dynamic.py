@@ -10,13 +10,13 @@ from slimdeploy.errors import InputError
 from slimdeploy.slim.choices import SEARCH_IMAGES
 
 if TYPE_CHECKING:
-    from slimdeploy.dynamic import Scorer
+    from slimdeploy.dynamic import PerImage
     from slimdeploy.slim.dynamic import DynamicRequest
     from slimdeploy.slim.pipeline import SlimRequest
 
 
 def dynamic_request(
-    scorer: Scorer, request: SlimRequest, impact: str | None, step: int | None
+    scorer: PerImage, request: SlimRequest, impact: str | None, step: int | None
 ) -> DynamicRequest:
     """The same budget and refit for a dynamic schedule.
 

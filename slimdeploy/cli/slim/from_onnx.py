@@ -21,7 +21,7 @@ from slimdeploy.cli.slim.flags import NO_POSITIONS, FileFlags, refuse
 from slimdeploy.cli.slim.record import result_of, schedule_of, sentences, write_files
 from slimdeploy.console import note, told_steps
 from slimdeploy.counts import ShapeChoice
-from slimdeploy.dynamic import Scorer
+from slimdeploy.dynamic import PerImage
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.forward.choices import require_forward, require_readers
@@ -57,7 +57,7 @@ class OnnxSlim:
     ridge: Strength | None
     seed: int
     file: FileFlags
-    dynamic: Scorer | None = None
+    dynamic: PerImage | None = None
     output_schedule: Path | None = None
 
     def request(self) -> ForwardRequest:

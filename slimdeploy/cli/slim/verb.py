@@ -13,7 +13,7 @@ from slimdeploy.cli.numbers import Count, OptionalCount, Ridge, Seed
 from slimdeploy.cli.slim.flags import SlimFlags, refuse, refuse_ridge
 from slimdeploy.cli.slim.from_timm import TimmModel, draw_images, slimmed_schedule, static
 from slimdeploy.counts import ShapeChoice
-from slimdeploy.dynamic import Scorer
+from slimdeploy.dynamic import PerImage
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import check_writable
 from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES, ImpactName, Reconstruct
@@ -35,7 +35,7 @@ def slim(
     multiple_of: Count = 1,
     impact: ImpactName | None = None,
     reconstruct: Reconstruct = "refit",
-    dynamic: Scorer | None = None,
+    dynamic: PerImage | None = None,
     images: Count = 192,
     search_images: Count = SEARCH_IMAGES,
     step: OptionalCount = None,
@@ -71,9 +71,10 @@ def slim(
             path is the paper's score; joint needs gradients, so --model; grid, centre and random
             look at no image.
         reconstruct: how the rest recovers: refit (closed form), gradient (as in the paper), none.
-        dynamic: no positions, each image chooses its own patches by this score, in fixed numbers:
-            predictor (a linear map of the token, fitted to the attention that the head's tokens pay
-            it later), key-norm, token-norm. For images whose subject moves about.
+        dynamic: no positions, each image decides for itself, in fixed numbers: merge (average the
+            patches that are most alike), or choose patches by a score: predictor (a linear map of
+            the token, fitted to the attention that the head's tokens pay it later), key-norm,
+            token-norm. For images whose subject moves about.
         images: calibration images to draw, all of which the refit uses (with --onnx one more is
             drawn for eight of them, which measures the result).
         search_images: how many of them the search looks at.
@@ -129,7 +130,7 @@ class _TimmFlags:
 def _slim_timm(
     flags: _TimmFlags,
     request: SlimRequest,
-    dynamic_flags: tuple[Scorer | None, ImpactName | None, int | None],
+    dynamic_flags: tuple[PerImage | None, ImpactName | None, int | None],
     schedule_path: Path,
     weights: Path | None,
     json: bool,

@@ -15,8 +15,9 @@ from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_dense import prove_file, require_proven
 from slimdeploy.cli.verify.check import Check
-from slimdeploy.dynamic import scorer_named
+from slimdeploy.dynamic import per_image
 from slimdeploy.graph.options import GraphOptions
+from slimdeploy.graph.shapes import runtime_inputs
 from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import ModelGeometry
@@ -48,6 +49,11 @@ class OnnxSource:
     @property
     def inputs(self) -> list[Path]:
         return [self.path]
+
+    @property
+    def batch(self) -> int | None:
+        dims = runtime_inputs(self._opened.model)[0].type.tensor_type.shape.dim
+        return dims[0].dim_value or None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -104,7 +110,7 @@ class OnnxSource:
         return Made(slim, schedule, worst, files)
 
     def _slim(self, point: Point) -> OnnxSlim:
-        c, scorer = self.calibration, scorer_named(point.impact)
+        c, scorer = self.calibration, per_image(point.impact)
         return OnnxSlim(
             data_dir=c.data_dir,
             split=c.split,

@@ -14,7 +14,7 @@ from slimdeploy.cli.slim.from_timm import Slimming, TimmModel, draw_images, slim
 from slimdeploy.cli.sweep.points import Calibration, Point
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_timm import torch_parity
-from slimdeploy.dynamic import scorer_named
+from slimdeploy.dynamic import per_image
 from slimdeploy.errors import InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.graph.options import GraphOptions
@@ -54,6 +54,10 @@ class TimmSource:
     @property
     def inputs(self) -> list[Path]:
         return [] if self.checkpoint is None else [self.checkpoint]
+
+    @property
+    def batch(self) -> int | None:
+        return None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class TimmSource:
             from slimdeploy.forward.ridge import ridge_options
             from slimdeploy.slim.pipeline import SlimRequest
 
-        c, scorer = self.calibration, scorer_named(point.impact)
+        c, scorer = self.calibration, per_image(point.impact)
         request = SlimRequest(
             mac_reduction=point.wanted,
             shape=c.shape,

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from slimdeploy.cli.export.stage import Stage
 from slimdeploy.cli.sweep.points import Calibration, Point
-from slimdeploy.counts import Shape, counts_for_budget, counts_for_scoring
-from slimdeploy.dynamic import scorer_named
+from slimdeploy.counts import Shape, counts_by_image, counts_for_budget
+from slimdeploy.dynamic import per_image
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.preprocessing import Preprocessing
@@ -56,6 +56,11 @@ class Source(Protocol):
         ...
 
     @property
+    def batch(self) -> int | None:
+        """Images a call, where the dense file fixes it."""
+        ...
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What tells this source from others: its weights and how graphs are written."""
         ...
@@ -86,12 +91,28 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
         try:
             source.check_point(point)
         except InputError as error:
-            if scorer_named(point.impact) is None:
+            if per_image(point.impact) is None:
                 raise
             # It speaks of --dynamic, as `slim` calls what is an --impact here.
             raise InputError(f"--impact {point.impact}: {error}") from error
-        counts = counts_for_scoring if scorer_named(point.impact) else counts_for_budget
-        counts(source.geometry, point.wanted, shape, shared.multiple_of)
+        if way := per_image(point.impact):
+            counts_by_image(way, source.geometry, point.wanted, shape, shared.multiple_of)
+        else:
+            counts_for_budget(source.geometry, point.wanted, shape, shared.multiple_of)
+
+
+def check_batch(source: Source, sizes: Sequence[int]) -> None:
+    """Find out now what would stop the sweep when its first point is timed.
+
+    Raises:
+        InputError: for a batch size that a dense file of a fixed one does not take.
+    """
+    for size in sizes:
+        if source.batch not in (None, size):
+            raise InputError(
+                f"--batch-size {size}: {source.inputs[0].name} takes {source.batch} a call; give "
+                f"--batch-size {source.batch}"
+            )
 
 
 def export_stage(schedule: Path | None, options: GraphOptions) -> Stage:

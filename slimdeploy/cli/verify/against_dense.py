@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from slimdeploy.measure.block_parity import Array
-    from slimdeploy.measure.choice_proof import ChoicePair
+    from slimdeploy.measure.image_proof import ImagePair
     from slimdeploy.measure.proof import Pair, Proof
 
 PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy")
@@ -113,14 +113,14 @@ def _structure_problem(check: Check, slim: onnx.ModelProto, dense: onnx.ModelPro
     """What is wrong with the slim graph as a graph: invalid, other counts, operators added."""
     from slimdeploy.graph import check_graph
 
-    counts = None
+    counts, plan = None, check.plan
     try:
         if check.schedule is not None:
             have = check.schedule.counts
-            counts = list(zip(have, [check.schedule.model.tokens, *have], strict=False))
+            keys = plan.keys if plan else [check.schedule.model.tokens, *have]
+            counts = list(zip(have, keys, strict=False))
             counts = counts[: _blocks_to_compare(check, slim, len(counts))]
-        plan = check.plan
-        check_graph(slim, counts, dense, 0 if plan is None else plan.choices)
+        check_graph(slim, counts, dense, plan.operators if plan else None)
     except GraphError as error:
         return str(error)
     return None
@@ -145,8 +145,8 @@ def _compare(
     problem: str | None,
 ) -> tuple[dict[str, Proof], str | None]:
     """What the numbers say, as far as they can be had, and the first problem there is."""
-    from slimdeploy.measure.choice_proof import ChoicePair, prove_choices
-    from slimdeploy.measure.proof import prove
+    from slimdeploy.measure.image_proof import prove_images
+    from slimdeploy.measure.proof import Pair, prove
 
     proofs: dict[str, Proof] = {}
     try:
@@ -156,11 +156,11 @@ def _compare(
     try:
         for kind, batches in _image_sets(check, dense, pair.batch).items():
             proofs[kind] = (
-                prove_choices(pair, batches, tolerance, check.threads)
-                if isinstance(pair, ChoicePair)
-                else prove(pair, batches, tolerance, check.threads)
+                prove(pair, batches, tolerance, check.threads)
+                if isinstance(pair, Pair)
+                else prove_images(pair, batches, tolerance, check.threads)
             )
-        if isinstance(pair, ChoicePair):
+        if not isinstance(pair, Pair):
             check.notes.append(pair.remark)
     except GateError as error:
         problem = problem or str(error)
@@ -170,8 +170,8 @@ def _compare(
     return proofs, problem
 
 
-def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair | ChoicePair:
-    from slimdeploy.measure.choice_proof import choice_pair
+def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair | ImagePair:
+    from slimdeploy.measure.image_proof import image_pair
     from slimdeploy.measure.proof import pair
 
     schedule = check.schedule
@@ -181,7 +181,7 @@ def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair |
     pool_kept = pool_kept and (schedule is None or bool(schedule.model.head_pools))
     try:
         if check.plan is not None:
-            return choice_pair(dense, slim, check.slim, check.plan)
+            return image_pair(dense, slim, check.slim, check.plan)
         found = pair(dense, slim, check.slim, keep, pool_kept=pool_kept, per_block=check.per_block)
     except (GraphError, InputError) as error:
         _check_schedule(check, dense)  # a schedule of another model is the better reason

@@ -92,11 +92,11 @@ def torch_parity(
     model, preprocessing = load_scheduled(schedule, weights)
     folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
     arrays = load_arrays(folder, preprocessing)
-    keys = [schedule.model.tokens, *schedule.counts[:-1]]
     plan = ChoicePlan.of(schedule)
-    choices = 0 if plan is None else plan.choices
+    keys = plan.keys if plan else [schedule.model.tokens, *schedule.counts[:-1]]
+    counts = list(zip(schedule.counts, keys, strict=True))
     try:
-        check_graph(load_onnx(slim), list(zip(schedule.counts, keys, strict=True)), choices=choices)
+        check_graph(load_onnx(slim), counts, added=plan.operators if plan else None)
     except GraphError as error:
         raise GateError(f"{slim}: against {keep_schedule}: {error}") from error
     reference = slim_of(model, schedule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slimdeploy.errors import GraphError, InputError
+from slimdeploy.errors import GraphError
 from slimdeploy.graph.axes import Ids
 from slimdeploy.graph.dynamic.emit_scores import (
     best_rows,
@@ -13,11 +13,7 @@ from slimdeploy.graph.dynamic.emit_scores import (
     squared_norms,
 )
 from slimdeploy.graph.dynamic.plan import ChoicePlan
-from slimdeploy.graph.forms import no_selection
-from slimdeploy.graph.options import GraphOptions
-from slimdeploy.graph.passes.base import Pass
 from slimdeploy.graph.passes.select_tokens import SelectTokens
-from slimdeploy.graph.passes.split_projections import SplitProjections
 from slimdeploy.graph.selection.rewrite import Rewriter
 from slimdeploy.graph.tokens.blocks import Block
 from slimdeploy.graph.tokens.flow import Flow
@@ -47,23 +43,6 @@ class ChooseTokens(SelectTokens):
 
     def rewriter(self, work: Work, blocks: Sequence[Block], flow: Flow) -> Rewriter:
         return _Chooser(work, blocks, flow, self.plan, self.chosen)
-
-
-def dynamic_selection(
-    work: Work, blocks: Sequence[Block], plan: ChoicePlan, options: GraphOptions
-) -> tuple[list[Pass], ChooseTokens]:
-    """The passes that make a graph choose as `plan` says, and the one that knows the choices.
-
-    Raises:
-        InputError: for a form of selection that cannot be chosen at run time.
-    """
-    if options.select != "gather":
-        raise InputError(
-            f"--select {options.select}: is for positions known beforehand, a dynamic schedule "
-            "chooses them at run time; leave --select out, or make a static schedule"
-        )
-    choose = ChooseTokens(plan)
-    return [SplitProjections(plan.places), choose, *no_selection(work, blocks, options)], choose
 
 
 class _Chooser(Rewriter):
@@ -165,4 +144,4 @@ def _residual(work: Work, block: Block) -> Tensor:
     return next(tensor for tensor in block.add.inputs if tensor.name not in tainted)
 
 
-__all__ = ["ChooseTokens", "dynamic_selection"]
+__all__ = ["ChooseTokens"]

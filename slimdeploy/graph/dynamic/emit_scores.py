@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -20,28 +20,36 @@ _ABOVE_BOUNDED, _ABOVE_HALF, _ABOVE_ALL = 2e4, 6e4, 3e38
 
 def predictor_scores(work: Work, x: Tensor, stem: str, weight: tuple[float, ...]) -> Tensor:
     """w · x̂ of every token, [B, k] from [B, k, D]."""
-    if _opset(work) < _LAYER_NORM_OPSET:
-        raise InputError(
-            f"opset {_opset(work)}: the predictor needs {_LAYER_NORM_OPSET} or later; export with "
-            "a later opset, or choose by key-norm or token-norm"
-        )
-    dtype = _dtype(work, x)
-    ones = work.constant(f"{stem}.scale", np.ones(len(weight), dtype))
-    column = work.constant(f"{stem}.weight", np.asarray(weight, dtype)[:, None])
-    tokens = work.add(
-        "LayerNormalization", f"{stem}.standardised", [x, ones],
-        axis=-1, epsilon=STANDARDISE_EPSILON,
-    )  # fmt: skip
+    column = work.constant(
+        f"{stem}.weight", np.asarray(weight, stream_type(work, x).numpy)[:, None]
+    )
+    tokens = standardised(work, x, f"{stem}.standardised")
     product = work.add("MatMul", f"{stem}.product", [tokens, column])
-    return work.add("Squeeze", f"{stem}.score", [product, _int64(work, f"{stem}.axis", [2])])
+    return work.add("Squeeze", f"{stem}.score", [product, int64(work, f"{stem}.axis", [2])])
+
+
+def standardised(work: Work, x: Tensor, stem: str) -> Tensor:
+    """x̂: tokens [B, k, D] with mean 0 and variance 1 over their channels.
+
+    Raises:
+        InputError: for an opset without LayerNormalization.
+    """
+    if opset(work) < _LAYER_NORM_OPSET:
+        raise InputError(
+            f"opset {opset(work)}: predictor and merge need {_LAYER_NORM_OPSET} or later; export "
+            "with a later opset, or choose by key-norm or token-norm"
+        )
+    width = work.facts.shape(x.name)[-1]
+    ones = work.constant(f"{stem}.scale", np.ones(width, stream_type(work, x).numpy))
+    return work.add("LayerNormalization", stem, [x, ones], axis=-1, epsilon=STANDARDISE_EPSILON)
 
 
 def squared_norms(work: Work, tensor: Tensor, stem: str, axis: int, rank: int) -> Tensor:
     """Sum of squares over all axes but the batch and the token axis, [B, k]."""
     axes = [i for i in range(1, rank) if i != axis]
-    if _opset(work) < _AXES_AS_INPUT_OPSET:
+    if opset(work) < _AXES_AS_INPUT_OPSET:
         return work.add("ReduceSumSquare", f"{stem}.score", [tensor], axes=axes, keepdims=0)
-    inputs = [tensor, _int64(work, f"{stem}.axes", axes)]
+    inputs = [tensor, int64(work, f"{stem}.axes", axes)]
     return work.add("ReduceSumSquare", f"{stem}.score", inputs, keepdims=0)
 
 
@@ -73,9 +81,9 @@ def best_rows(
     values = gs.Variable(work.fresh(f"{stem}.best"), dtype=dtype)
     index = gs.Variable(work.fresh(f"{stem}.rows"), dtype=np.int64)
     attrs: dict[str, Any] = {"axis": 1, "largest": 1, "sorted": 1}
-    inputs = [ranked, _int64(work, f"{stem}.count", [count])]
+    inputs = [ranked, int64(work, f"{stem}.count", [count])]
     work.graph.nodes.append(gs.Node("TopK", index.name, attrs, inputs, [values, index]))
-    rows = work.add("Unsqueeze", f"{stem}.rows_nd", [index, _int64(work, f"{stem}.last_axis", [2])])
+    rows = work.add("Unsqueeze", f"{stem}.rows_nd", [index, int64(work, f"{stem}.last_axis", [2])])
     return rows, index.name
 
 
@@ -93,14 +101,25 @@ def require_tokens(work: Work, x: Tensor, axis: int) -> None:
         )
 
 
-def _opset(work: Work) -> int:
+def opset(work: Work) -> int:
+    """The version of ONNX's own operators that the graph is written in."""
     versions = work.origin.opset_import
     return next(int(entry.version) for entry in versions if entry.domain in ("", "ai.onnx"))
 
 
-def _dtype(work: Work, tensor: Tensor) -> Any:
-    return onnx.helper.tensor_dtype_to_np_dtype(work.facts.types[tensor.name])
+class ElementType(NamedTuple):
+    """An element type: its number in ONNX, and numpy's."""
+
+    number: int
+    numpy: Any
 
 
-def _int64(work: Work, stem: str, values: list[int]) -> Tensor:
+def stream_type(work: Work, tensor: Tensor) -> ElementType:
+    """The element type of a tensor of the dense graph."""
+    number = int(work.facts.types[tensor.name])
+    return ElementType(number, onnx.helper.tensor_dtype_to_np_dtype(number))
+
+
+def int64(work: Work, stem: str, values: list[int]) -> Tensor:
+    """A constant of whole numbers, as operators take them for axes and bounds."""
     return work.constant(stem, np.asarray(values, np.int64))

@@ -14,10 +14,16 @@ from typing import Literal
 
 import onnx
 
-from slimdeploy.errors import GraphError
 from slimdeploy.graph.masked.pooling import pool_over
 from slimdeploy.graph.masked.scores import Editor
-from slimdeploy.graph.probes import Probe, add_outputs, inlined, probes_of, stream_names
+from slimdeploy.graph.probes import (
+    Probe,
+    add_outputs,
+    inlined,
+    probes_of,
+    stream_names,
+    token_count,
+)
 from slimdeploy.graph.slimming import prepared
 from slimdeploy.graph.tokens.keep import checked_keep
 from slimdeploy.graph.work import Work
@@ -71,7 +77,7 @@ def _masked(
     masked = inlined(model)
     work = prepared(masked)
     probes = probes_of(work, masked)
-    tokens = _token_count(probes)
+    tokens = token_count(probes)
     wanted = checked_keep(keep, len(probes), tokens)
     editor = Editor(masked)
     for probe, ids in zip(probes[1:], wanted, strict=False):
@@ -80,14 +86,3 @@ def _masked(
     if pool_kept and len(wanted[-1]) < tokens:
         pool_over(editor, work, probes[-1], wanted[-1])
     return masked, work, probes
-
-
-def _token_count(probes: Sequence[Probe]) -> int:
-    tokens = probes[0].keys
-    for number, probe in enumerate(probes, 1):
-        if (probe.queries, probe.keys) != (tokens, tokens):
-            raise GraphError(
-                f"block {number} has {probe.queries} queries for {probe.keys} keys, not {tokens} "
-                "for each: give the dense graph, in which all blocks have all tokens"
-            )
-    return tokens

@@ -147,6 +147,8 @@ class _Fused:
         places = _places(found, rows, strides, self.width)
         spread = [axis for axis, place in enumerate(places) if place < 0]
         columns = found[tuple(slice(None) if p < 0 else 0 for p in places)]
+        if columns.max() >= self.width:
+            raise _NotSplitError("an axis behind it runs over images and columns alike")
         split = tuple(found.shape[axis] for axis in spread)
         perm = tuple(
             len(rows) + spread.index(axis) if place < 0 else place

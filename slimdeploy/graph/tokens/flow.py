@@ -36,17 +36,25 @@ class Flow:
 
 
 def trace(
-    work: Work, blocks: Sequence[Block], keep: Sequence[Ids] | None, *, pool_kept: bool = False
+    work: Work,
+    blocks: Sequence[Block],
+    keep: Sequence[Ids] | None,
+    *,
+    pool_kept: bool = False,
+    merged: Mapping[str, Ids] | None = None,
 ) -> Flow:
     """The flow of tokens if block l+1 keeps `keep[l]`; None keeps all (the lossless case).
 
     Args:
         pool_kept: let a head that pools over tokens pool over those that are kept.
+        merged: what is left of the streams that enter blocks, by the names of Identities' outputs,
+            where tokens are merged: what comes before is computed for all of them.
 
     Raises:
         GraphError: if dropping tokens would change what a node means, or it reads dropped ones.
     """
-    cuts = _cuts(blocks, keep) if keep else {}
+    merged = merged or {}
+    cuts = {**(_cuts(blocks, keep) if keep else {}), **merged}
     flow = Flow(token_axes(work, list(blocks)))
     behind = _behind(work, blocks[-1])
     _Forward(work, flow, blocks, cuts, behind, pool_kept).run()
@@ -54,6 +62,9 @@ def trace(
     # and all behind the last. One that keeps more than the head reads is obeyed, for other stages
     # count on it.
     settled = behind.union(block.stream.name for block in blocks)
+    for node in work.graph.nodes:
+        if node.outputs and node.outputs[0].name in merged:
+            settled.update((node.inputs[0].name, node.outputs[0].name))
     _Backward(work, flow, settled if keep else set()).run()
     return flow
 
@@ -121,6 +132,7 @@ class _Forward(_Pass):
         self.weights: set[Axis] = set()
         self.anchors = {id(block.anchor) for block in blocks}
         self.axis_of = {block.stream.name: block.axis for block in blocks}
+        self.axis_of |= dict.fromkeys(cuts.keys() - self.axis_of.keys(), blocks[0].axis)
 
     def run(self) -> None:
         for node in self.work.graph.nodes:

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from slimdeploy.dynamic import Dynamic, choosing_layers
-from slimdeploy.errors import InputError
-from slimdeploy.schedule import KeepSchedule
 from slimdeploy.slim.dynamic.scores import choose_rows, patch_scores
 from slimdeploy.slim.model import SlimVit, embed, slim_block
 from slimdeploy.slim.types import Vit
@@ -34,6 +32,8 @@ class DynamicVit(SlimVit):
     ) -> None:
         tokens = dense.patch_embed.num_patches + dense.num_prefix_tokens
         super().__init__(dense, [range(tokens)] * len(counts))
+        if dynamic.scorer == "merge":
+            raise ValueError("merge: scores no patch; MergeVit is the model")
         self.counts, self.scorer = list(counts), dynamic.scorer
         self.chooses = choosing_layers(counts, tokens, dense.num_prefix_tokens)
         self.register_buffer("read", torch.tensor(list(last)), persistent=False)
@@ -75,19 +75,3 @@ def take_ids(ids: Tensor, rows: Tensor | None) -> Tensor:
     if rows is None:
         return ids
     return ids[:, rows] if rows.ndim == 1 else ids.gather(1, rows)
-
-
-def slim_of(dense: Vit, schedule: KeepSchedule) -> SlimVit:
-    """The slim model that a schedule describes, static or dynamic; it shares `dense`'s parameters.
-
-    Raises:
-        InputError: if layers without patches keep different prefix tokens.
-    """
-    if schedule.dynamic is None:
-        return SlimVit(dense, schedule.keep)
-    prefix = len(schedule.model.prefix)
-    last = {ids for layer in schedule.layers if max(ids := layer.keep) < prefix}
-    if len(last) > 1:
-        raise InputError("keep schedule: layers without patches keep different prefix tokens")
-    read = next(iter(last), schedule.model.head_reads)
-    return DynamicVit(dense, schedule.counts, schedule.dynamic, read)

@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_for_scoring
-from slimdeploy.dynamic import Dynamic, Scorer
+from slimdeploy.counts import TRIED, Shape, ShapeChoice, counts_by_image
+from slimdeploy.dynamic import Dynamic, PerImage
 from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.positions import most_chosen
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.calibration import Calibration
+from slimdeploy.slim.dynamic.merging import MergeVit
 from slimdeploy.slim.dynamic.model import DynamicVit
+from slimdeploy.slim.dynamic.of_schedule import by_image
 from slimdeploy.slim.dynamic.predictor import fit_predictor
 from slimdeploy.slim.dynamic.refit import refit_dynamic
 from slimdeploy.slim.shapes import closest_shape
@@ -27,13 +29,13 @@ from slimdeploy.slim.types import Vit
 
 @dataclass(frozen=True)
 class DynamicRequest:
-    """What to make: a scorer and a budget. `refit` None leaves the weights as they are.
+    """What to make: a scorer, or `merge`, and a budget. `refit` None keeps the weights.
 
     With the shape `auto`, each of `TRIED` is made from three quarters of the images, and the one is
     taken that is closest to the dense model on the others.
     """
 
-    scorer: Scorer
+    scorer: PerImage
     mac_reduction: float
     shape: ShapeChoice = "geometric"
     multiple_of: int = 1
@@ -41,7 +43,7 @@ class DynamicRequest:
 
     def counts(self, geometry: ModelGeometry, shape: Shape) -> list[int]:
         """Tokens kept per layer for the budget, scoring within it."""
-        return counts_for_scoring(geometry, self.mac_reduction, shape, self.multiple_of)
+        return counts_by_image(self.scorer, geometry, self.mac_reduction, shape, self.multiple_of)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def dynamic_model(
     saved = saved or RunState(None, {})
     if request.shape == "auto":
 
-        def made(fitted: Calibration, tried: Shape) -> DynamicVit:
+        def made(fitted: Calibration, tried: Shape) -> DynamicVit | MergeVit:
             return _made(fitted, request.counts(geometry, tried), request)[0]
 
         def closest() -> Shape:
@@ -110,7 +112,7 @@ def _made(
     request: DynamicRequest,
     progress: Callable[[str], None] | None = None,
     saved: RunState | None = None,
-) -> tuple[DynamicVit, Dynamic]:
+) -> tuple[DynamicVit | MergeVit, Dynamic]:
     """The slim model of these counts, its scorers fitted and its own weights refitted."""
     say = progress or (lambda line: None)
     dynamic = Dynamic(scorer=request.scorer)
@@ -119,7 +121,7 @@ def _made(
         rows = tuple(None if w is None else tuple(map(float, w)) for w in weights)
         dynamic = Dynamic(scorer=request.scorer, weights=rows)
         say("predictor: fitted")
-    slim = DynamicVit(copy.deepcopy(state.dense), counts, dynamic, state.geometry.head_reads)
+    slim = by_image(copy.deepcopy(state.dense), counts, dynamic, state.geometry.head_reads)
     if request.refit is not None:
         refit_dynamic(
             state, slim, request.refit, lambda layer: say(f"layer {layer}: refitted"), saved
@@ -127,7 +129,7 @@ def _made(
     return slim.eval(), dynamic
 
 
-def _chosen(state: Calibration, slim: DynamicVit) -> NDArray[np.float64]:
+def _chosen(state: Calibration, slim: DynamicVit | MergeVit) -> NDArray[np.float64]:
     """How often each token is kept in each layer, [L, N] of shares of the images."""
     shares = torch.zeros(state.depth, state.tokens, dtype=torch.float64)
     for images in state.batches():

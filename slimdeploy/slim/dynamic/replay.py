@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from slimdeploy.slim.dynamic.merging import Groups, MergeVit, similarities
 from slimdeploy.slim.dynamic.model import DynamicVit
 from slimdeploy.slim.dynamic.scores import patch_scores
 from slimdeploy.slim.model import embed, slim_block
@@ -39,6 +40,41 @@ def replay(slim: DynamicVit, images: Tensor, rows: Sequence[Tensor | None]) -> t
         x = slim_block(block, x, slim.rows(index, x) if chosen is None else chosen)
     logits: Tensor = slim.forward_head(slim.dense.norm(x))
     return logits, float(shortfall)
+
+
+@torch.no_grad()
+def replay_merges(
+    slim: MergeVit, images: Tensor, moves: Sequence[Tensor | None]
+) -> tuple[Tensor, float]:
+    """Logits [B, classes] with the given merges in place of the model's own, and their shortfall.
+
+    Args:
+        moves: per block where a runtime sent each row it was given, [B, k]; None where none merge.
+
+    Returns:
+        The logits, and by how much merged pairs are less similar than the most similar ones, at
+        most, in standard deviations of the similarities; 0 or less if they are those.
+    """
+    x, worst, prefix = embed(slim.dense, images), -torch.inf, slim.dense.num_prefix_tokens
+    groups = Groups.single(x)
+    for index, to in enumerate(moves):
+        if to is not None:
+            worst = max(worst, _missed(similarities(x, prefix), to, prefix))
+        x, groups = slim.step(index, x, groups, to)
+    logits: Tensor = slim.forward_head(slim.dense.norm(x))
+    return logits, worst
+
+
+def _missed(similar: Tensor, to: Tensor, prefix: int) -> float:
+    first, second = to[:, prefix::2], to[:, prefix + 1 :: 2]
+    behind = second.amin(1, keepdim=True)
+    moving, best = first >= behind, similar.amax(2)
+    own = similar.gather(2, (first - behind).clamp_min(0)[..., None])[..., 0]
+    other = (best - own).masked_fill(~moving, -torch.inf).amax(1)
+    least = best.masked_fill(~moving, torch.inf).amin(1)
+    left = best.masked_fill(moving, -torch.inf).amax(1)
+    over = torch.maximum(other, left - least) / similar.flatten(1).std(1).clamp_min(1e-30)
+    return float(over.max())
 
 
 def _shortfall(scores: Tensor, rows: Tensor, prefix: int) -> float:
