@@ -105,7 +105,7 @@ class ImageFolder:
         """
         if n < 1:
             raise InputError(f"a sample of {n} images is empty: ask for 1 or more")
-        keys = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in self._names()]
+        keys = [hashlib.sha256(_bytes(f"{seed}:{name}")).digest() for name in self._names()]
         sizes, seen = Counter(self.labels), Counter[int]()
         places: list[tuple[float, bytes, int]] = []
         for index in sorted(range(len(self)), key=keys.__getitem__):
@@ -170,11 +170,16 @@ class ImageFolder:
         total = hashlib.sha256()
         with ThreadPoolExecutor(4) as pool:
             for name, content in zip(self._names(), pool.map(sha256_file, self.files), strict=True):
-                total.update(f"{name}\0{content}\n".encode())
+                total.update(_bytes(f"{name}\0{content}\n"))
         return total.hexdigest()
 
     def _names(self) -> list[str]:
         return [file.relative_to(self.root).as_posix() for file in self.files]
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; of a file's name that is none, the bytes that it has on the disk."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def spread(total: int, n: int) -> list[int]:
@@ -184,7 +189,7 @@ def spread(total: int, n: int) -> list[int]:
 
 
 def read_image(file: Path) -> Image.Image:
-    """Decode an image file completely.
+    """Decode an image file completely; `info["file"]` is its name, for messages.
 
     Raises:
         InputError: if it is missing, truncated or not an image.
@@ -194,10 +199,12 @@ def read_image(file: Path) -> Image.Image:
     try:
         with Image.open(file) as image:
             image.load()
-            return image.copy()
+            found = image.copy()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = one_line(error).replace(f" '{file}'", "")
         raise InputError(f"{file}: cannot be read as an image ({reason}); replace it") from error
+    found.info["file"] = str(file)
+    return found
 
 
 def load(file: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -256,6 +256,10 @@ def summary_table(schedule: KeepSchedule) -> RenderableType:
     return Group(table, f"each image chooses its own patches, by {schedule.dynamic.scorer}")
 
 
+_NATURAL = 10_000
+"""Columns; tables take what they need of them."""
+
+
 def show(result: dict[str, Any], table: RenderableType, as_json: bool) -> None:
     """Give a result on stdout: JSON for programs, a table for people."""
     if as_json:
@@ -264,6 +268,8 @@ def show(result: dict[str, Any], table: RenderableType, as_json: bool) -> None:
         give(table + "\n")
     else:
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=_NATURAL)  # in a file or a pipe nothing needs to fit
         with console.capture() as drawn:
             console.print(table)
         give(drawn.get())

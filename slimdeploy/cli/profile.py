@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimdeploy.cli.common import show
-from slimdeploy.cli.numbers import Count, Limit, Seconds, Seed
-from slimdeploy.console import progress_bar
+from slimdeploy.cli.numbers import Count, Limit, Natural, Seconds, Seed
+from slimdeploy.console import note, progress_bar
 from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.report.tables import latency_table
@@ -24,7 +24,7 @@ def profile(
     threads: Count = 1,
     rounds: Count = 50,
     min_seconds: Seconds = 0.0,
-    warmup: int = 5,
+    warmup: Natural = 5,
     seed: Seed = 0,
     min_speedup: Limit = None,
     provider: Provider = "cpu",
@@ -49,7 +49,18 @@ def profile(
         sizes = [int(size) for size in batch_size.split(",")]
     except ValueError:
         raise InputError(f"--batch-size {batch_size}: whole numbers with commas, as 1,8") from None
-    comparison = compare(dense, slim, sizes, threads, rounds, min_seconds, warmup, seed, provider)
+    comparison = compare(
+        dense,
+        slim,
+        sizes,
+        threads,
+        rounds,
+        min_seconds,
+        warmup,
+        seed,
+        provider,
+        gated=min_speedup is not None,
+    )
     show(comparison.to_json(), latency_table(comparison), json)
     for row in comparison.rows:
         if min_speedup is not None and row.speedup < min_speedup:
@@ -69,8 +80,14 @@ def compare(
     warmup: int = 5,
     seed: int = 0,
     provider: Provider = "cpu",
+    *,
+    gated: bool = False,
 ) -> LatencyComparison:
-    """Paired latency of two files, with a progress bar."""
+    """Paired latency of two files, with a progress bar.
+
+    Raises:
+        InputError: if a gate is to judge the speed of a number type that is emulated here.
+    """
     from slimdeploy.engine import open_engine
     from slimdeploy.measure.timing import compare_latency
 
@@ -79,6 +96,8 @@ def compare(
         open_engine(slim, provider, threads) as second,
         progress_bar() as progress,
     ):
+        for path, engine in ((dense, first), (slim, second)):
+            _check_real(path, engine.describe().provider, gated)
         bar = progress.add_task("timing pairs", total=rounds * len(sizes))
         return compare_latency(
             first,
@@ -90,3 +109,13 @@ def compare(
             seed=seed,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
+
+
+def _check_real(path: Path, provider: str, gated: bool) -> None:
+    """Refuse a gate on, or remark, a speed that is not that of the file's number type."""
+    if "emulated" not in provider:
+        return
+    remark = f"{path}: runs as {provider}: its speed here says nothing"
+    if gated:
+        raise InputError(f"--min-speedup: {remark}; judge it on what it is for")
+    note(remark)

@@ -159,9 +159,9 @@ def evaluate(
         answer = _classify(engine, batch.images)
         if not logits:
             folder.check_classes(answer.shape[1], engine.describe().artifact)
-        if not np.isfinite(answer).all():
-            name = engine.describe().artifact
-            raise GateError(f"{name}: NaN or infinity among the outputs for {folder.files[done]}")
+        if (bad := np.flatnonzero(~np.isfinite(answer).all(axis=1))).size:
+            name, file = engine.describe().artifact, folder.files[done + int(bad[0])]
+            raise GateError(f"{name}: NaN or infinity among the outputs for {file}")
         logits.append(answer)
         done += len(answer)
         if progress is not None:

@@ -46,7 +46,8 @@ def write_predictions(path: Path, found: Accuracy, dense: Accuracy | None = None
 
 def _write_csv(path: Path, found: Accuracy, sides: Mapping[str, NDArray[np.float32]]) -> None:
     heads = [f"{side}:{name}" for side in sides for name in found.classes]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # A file's name need not be UTF-8.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label", *heads])
         for i, (name, label) in enumerate(zip(found.files, found.labels, strict=True)):

@@ -268,15 +268,26 @@ def _input(shape: tuple[int, ...], seed: int, images: Array | None) -> Array:
     """What both engines are fed: noise, or the images given, over and over.
 
     Raises:
-        InputError: if these are none, or of another size.
+        InputError: if these are none, or of another size, or the noise is beyond the memory.
     """
     if images is None:
-        return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        return _noise(shape, seed)
     if not len(images) or images.shape[1:] != shape[1:]:
         raise InputError(
             f"images of {list(images.shape)} cannot be timed: needs [n, {list(shape[1:])}]"
         )
     return np.ascontiguousarray(images[np.arange(shape[0]) % len(images)])
+
+
+def _noise(shape: tuple[int, ...], seed: int) -> Array:
+    try:
+        return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    except (MemoryError, OverflowError, ValueError) as error:
+        size = 4 * math.prod(shape) / 1e9
+        raise InputError(
+            f"--batch-size {shape[0]}: its images alone take {size:.3g} GB, more than this machine "
+            "gives; ask for fewer"
+        ) from error
 
 
 def _calls(

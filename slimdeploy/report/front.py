@@ -194,8 +194,9 @@ def _explain(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )
     of_seeds = f", mean of {seeds} seeds" if seeds > 1 else ""
+    name = dense.name.replace("$", r"\$")  # two of them would begin and end a formula
     figure.suptitle(
-        f"{dense.name}: {images} test images{of_seeds}\n"
+        f"{name}: {images} test images{of_seeds}\n"
         "bars: 95 %, up and down of the paired difference to dense",
         x=0.008,
         ha="left",

@@ -41,8 +41,11 @@ def front_table(
         "batch",
         "speed-up (95 %)",
     ):
-        left = head in ("", "impact")
-        table.add_column(head, justify="left" if left else "right", no_wrap=True)
+        left, name = head in ("", "impact"), head == "impact"
+        # Where there is no room only a name may go on in the next line: numbers stay whole.
+        table.add_column(
+            head, justify="left" if left else "right", no_wrap=not name, overflow="fold"
+        )
     table.add_row("", "dense", "", f"{dense.top1:.2%}", "", f"{_error(dense):.1%}", "", "")
     best = pareto([g.macs for g in groups], [g.top1 for g in groups])
     rows = sorted(zip(groups, best, strict=True), key=lambda row: (-row[0].macs, -row[0].top1))

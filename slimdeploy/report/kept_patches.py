@@ -53,7 +53,8 @@ def draw_kept_patches(
         title: above the caption; None leaves it out.
 
     Raises:
-        InputError: if a layer or a token id does not exist, or there are no images.
+        InputError: if a layer or a token id does not exist, or there are no images, or one has more
+            than 8 bits a channel.
         MissingError: if matplotlib is not installed.
     """
     if not images or len(kept) != len(images):
@@ -143,7 +144,11 @@ def _check(keep: Kept, grid: tuple[int, int], prefix: int, layers: Sequence[int]
 
 
 def _pixels(image: Image.Image, preprocessing: Preprocessing | None) -> NDArray[np.uint8]:
-    seen = preprocessing.crop(image) if preprocessing else image.convert("RGB")
+    try:
+        seen = preprocessing.crop(image) if preprocessing else image.convert("RGB")
+    except InputError as error:
+        file = image.info.get("file")
+        raise InputError(f"{file}: {error}" if file else str(error)) from error
     return np.asarray(seen, dtype=np.uint8)
 
 

@@ -31,7 +31,7 @@ def accuracy_table(
     dense: Accuracy, slim: Accuracy | None = None, comparison: AccuracyComparison | None = None
 ) -> RenderableType:
     """One engine's accuracy, or two side by side and what lies between them."""
-    table = _table("", "top-1 (95 %)", "top-5", "cross-entropy", "images")
+    table = _table("", "top-1 (95 %)", "top-5", "cross-entropy", "images", folded=0)
     for accuracy in (dense, slim):
         if accuracy is not None:
             table.add_row(
@@ -49,7 +49,7 @@ def accuracy_table(
 
 def recall_table(accuracies: Sequence[Accuracy]) -> Table:
     """The share of each class's images that each engine finds; engines side by side."""
-    table = _table("class", *(escape(a.engine.artifact) for a in accuracies), "images")
+    table = _table("class", *(escape(a.engine.artifact) for a in accuracies), "images", folded=0)
     for i, name in enumerate(accuracies[0].classes):
         cells = (a.recall[i] for a in accuracies)
         shares = ("-" if share is None else f"{share:.2%}" for share in cells)
@@ -93,10 +93,13 @@ def _fewer(what: str, macs: int, dense_macs: int) -> str:
     return f"{what}: {macs / 1e9:.3f} of {dense_macs / 1e9:.3f} GMAC, {share:.1%} fewer"
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, folded: int | None = None) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        # Where there is no room only a name may go on in the next line: numbers stay whole.
+        table.add_column(
+            column, justify="left" if i == 0 else "right", no_wrap=i != folded, overflow="fold"
+        )
     return table
 
 

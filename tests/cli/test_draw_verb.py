@@ -82,6 +82,18 @@ def test_a_dynamic_file_is_asked_what_it_chooses(
     assert kept[2] == [ids[0].tolist() for ids in wanted]
 
 
+def test_a_photograph_of_sixteen_bits_is_named(
+    made: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    Image.fromarray(np.full((48, 48), 40000, np.uint16)).save(deep / "x.png")
+    target = tmp_path / "kept.png"
+    line = fails(capsys, "draw", made / "static.json", "--data-dir", deep, "--output", target)
+    assert f"{deep / 'x.png'}: image mode I;16 has more than 8 bits: convert it to 8" in line
+    assert not target.exists()
+
+
 WRONG = [
     (["dynamic.json"], "dynamic.json: each image chooses its patches: give the file with --slim"),
     (["dynamic.json", "--slim", "static.onnx"], "static.onnx: records no choices"),

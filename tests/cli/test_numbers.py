@@ -22,6 +22,8 @@ from slimdeploy.cli import main
         ("evaluate absent --data-dir absent --batch-size 0", "--batch-size"),
         ("profile --dense absent --slim absent --rounds 0", "--rounds"),
         ("quantize absent --precision int8 --images -3", "--images"),
+        ("profile --dense absent --slim absent --warmup -1", "--warmup"),
+        ("sweep --onnx absent --data-dir absent --multiple-of 0", "--multiple-of"),
     ],
 )
 def test_a_number_below_its_bound_names_the_flag(
@@ -56,6 +58,8 @@ def test_a_gate_that_is_no_number_would_let_everything_pass(
     ("words", "said"),
     [
         ("slim --onnx a --data-dir b --images 1.5", "1.5 is no whole number. See `slimdeploy slim"),
+        ("profile --dense a --slim b --warmup 1.7", "1.7 is no whole number. See `slimdeploy prof"),
+        ("sweep --onnx a --data-dir b --multiple-of 1.7", "1.7 is no whole number. See `slimdep"),
         ("slim --onnx a --data-dir b --mean 0.1 0.2", "--mean 0.1 0.2: takes 3 values with spaces"),
         ("plan --onnx a --mean 0.1,0.2,0.3", "--mean 0.1,0.2,0.3: takes 3 values with spaces"),
         ("plan --onnx a --mean 1 1 1 4", "4: no option before it takes so many values. See `slimd"),

@@ -283,6 +283,32 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert [path.name for path in dense.parent.iterdir()] == ["dense.onnx"]
 
 
+def test_a_fixed_batch_is_compared_before_any_work(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(dense)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, dense)
+    for sizes in ("1", "4,8"):
+        line = fails(capsys, *words(dense, photographs, "--batch-size", sizes))
+        assert f"--batch-size {sizes[-1]}: dense.onnx takes 4 a call; give --batch-size 4" in line
+    assert [path.name for path in dense.parent.iterdir()] == ["dense.onnx"]
+
+
+def test_the_record_is_there_before_the_picture(
+    dense: Path, photographs: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def draw(*_: object) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr("slimdeploy.report.front.draw_front", draw)
+    asked = ["--mac-reduction", "0.2", "--impact", "grid", "--reconstruct", "none", "--no-latency"]
+    with pytest.raises(ValueError, match="no picture"):
+        main(words(dense, photographs, *asked))
+    assert json.loads((dense.with_name("out") / "sweep.json").read_text())["kind"] == "sweep"
+
+
 def test_places_that_cannot_be_used(
     dense: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,13 @@ def test_refuses_other_classes_other_shapes_and_nan(folder: ImageFolder) -> None
         pytest.raises(GateError, match=r"model: NaN or infinity among the outputs for .*0_red"),
     ):
         evaluate(engine, folder, PLAIN)
+    not_blue = """third = Constant<value = int64[1] {2}> ()  one = Constant<value = float {1.0}> ()
+      blue = Gather<axis = 1> (means, third)  rest = Sub (one, blue)  logits = Div (means, rest)"""
+    with (
+        colour_model(tail=not_blue) as engine,
+        pytest.raises(GateError, match=rf"for {folder.files[5]}$"),
+    ):
+        evaluate(engine, folder, PLAIN)
 
 
 def accuracy_of(logits: np.ndarray, labels: list[int]) -> Accuracy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_marks_stand_where_the_numbers_are(tmp_path: Path) -> None:
     with Image.open(paths[0]) as image:
         assert image.size[0] > image.size[1]
     assert "<svg" in paths[1].read_text()
+
+
+@pytest.mark.parametrize("name", ["price$x$_{.onnx", "a$b", "$$"])
+def test_a_name_is_no_formula(name: str, tmp_path: Path) -> None:
+    found = groups(["cover"], [0.3])
+    draw_front(found, replace(DENSE, name=name), 500, [tmp_path / "front.svg"])
+    figure = front_figure(found, replace(DENSE, name=name), 500)
+    assert figure.get_suptitle().replace(r"\$", "$").startswith(f"{name}: 500 test images")
 
 
 def test_the_table() -> None:

@@ -41,7 +41,7 @@ def sweep(
     split: str | None = None,
     calibration_split: str | None = None,
     shape: ShapeChoice = "geometric",
-    multiple_of: int = 1,
+    multiple_of: Count = 1,
     reconstruct: Reconstruct = "refit",
     images: Count = 192,
     search_images: Count = SEARCH_IMAGES,
@@ -158,7 +158,7 @@ def _opened(
 ) -> Sweep:
     """Everything that can be found wrong before work begins is found here."""
     from slimdeploy.cli.sweep.run import Sweep
-    from slimdeploy.cli.sweep.sources import check_points
+    from slimdeploy.cli.sweep.sources import check_batch, check_points
 
     with requires("cpu"):
         import onnxruntime  # noqa: F401
@@ -171,6 +171,8 @@ def _opened(
         listed("--seeds", seeds, int, "0,1"),
     )
     check_points(source, points)
+    if timing is not None:
+        check_batch(source, timing.batch_sizes)
     calibration = source.calibration
     looked_at = open_images(calibration.data_dir, calibration.split, "train", labelled=False)
     if looked_at.root == test.root:
@@ -210,8 +212,8 @@ def _write(
     whole = dense_macs(asked.source.geometry).total
     reference = DenseReference(swept.dense.top1, whole, asked.source.geometry.name)
     pictures = [asked.folder / name for name in ("front.png", "front.svg")]
-    draw_front(swept.groups, reference, swept.dense.n, pictures)
     write_text(asked.folder / "sweep.json", json_module.dumps(record, indent=2) + "\n")
+    draw_front(swept.groups, reference, swept.dense.n, pictures)
     remarks = [_remark(chosen, gate)] if chosen is not None else []
     remarks.append(f"wrote {asked.folder / 'sweep.json'}, front.png and front.svg")
     table = front_table(swept.groups, swept.dense, whole, swept.protocol, remarks)
