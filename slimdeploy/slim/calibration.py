@@ -59,7 +59,7 @@ class Calibration:
 
         Kept in memory after the first pass if they fit into `cache_bytes`, else computed again.
         """
-        if self._cache is None and self._stream_bytes() <= self.cache_bytes:
+        if self._cache is None and self.holds_streams:
             self._cache = [self._dense_streams(images, self.depth) for images in self.batches()]
         if self._cache is not None:
             yield from (tuple(batch[layer] for layer in layers) for batch in self._cache)
@@ -67,6 +67,11 @@ class Calibration:
         for images in self.batches():
             batch = self._dense_streams(images, max(layers))
             yield tuple(batch[layer] for layer in layers)
+
+    @property
+    def holds_streams(self) -> bool:
+        """Whether `streams` keeps what it has computed."""
+        return self._stream_bytes() <= self.cache_bytes
 
     def forget_streams(self) -> None:
         """Give their memory to what comes next."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slimdeploy.slim.batches import Batches, Held, InMemory
 from slimdeploy.slim.calibration import Calibration
 from slimdeploy.slim.model import rows_among, select, slim_block
 from slimdeploy.slim.types import VitBlock
+from slimdeploy.store import Store
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,27 @@ class LayerProblem:
     targets: list[Tensor]
 
     @classmethod
-    def collect(cls, state: Calibration, layer: int) -> LayerProblem:
-        """Run the dense model once over the calibration images."""
-        inputs, middle, targets = [], [], []
+    def collect(cls, state: Calibration, layer: int, store: Store | None = None) -> LayerProblem:
+        """Run the dense model once over the calibration images.
+
+        What `state` does not keep anyway lies in `store`, as long as that is open.
+
+        Raises:
+            InputError: if neither memory nor the disk has room for it.
+        """
+
+        def hold() -> Held:
+            if store is None or state.holds_streams:
+                return InMemory()
+            return Batches(store, len(state.images))
+
+        inputs, middle, targets = hold(), hold(), hold()
         later = torch.tensor(state.keep[layer + 1])
         for before, between, after in state.streams(layer - 1, layer, layer + 1):
             inputs.append(before)
             middle.append(between)
             targets.append(select(after, later))
-        return cls(state, layer, inputs, middle, targets)
+        return cls(state, layer, list(inputs), list(middle), list(targets))
 
     def output(self, x: Tensor, keep: list[int]) -> Tensor:
         """Layer t+1's output when layer t keeps `keep`: [B, N, D] -> [B, |S_{t+1}|, D]."""

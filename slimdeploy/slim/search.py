@@ -27,6 +27,7 @@ from slimdeploy.slim.model import select
 from slimdeploy.slim.reconstruct import GradientOptions, LayerProblem, reconstruct_by_gradient
 from slimdeploy.slim.refit import refit_block, token_weights
 from slimdeploy.slim.search_state import SearchState
+from slimdeploy.store import open_store
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,16 @@ def search(
 
 def _slim_layer(state: Calibration, impact: Impact, options: SearchOptions, layer: int) -> Layer:
     scores = impact.scores(state, layer)
-    problem = LayerProblem.collect(state, layer)
-    _require_numbers(layer, 0 < problem.norm() < math.inf)
     floor = sorted({*state.keep[layer + 1], *state.protected})
-    if options.counts is not None:
-        keep = top_up(scores, floor, options.counts[layer - 1])
-        recover(problem, keep, options)
-        error = problem.error(keep)
-    else:
-        keep, error = _grow(problem, scores, floor, options)
+    with open_store(state.cache_bytes) as store:
+        problem = LayerProblem.collect(state, layer, store)
+        _require_numbers(layer, 0 < problem.norm() < math.inf)
+        if options.counts is not None:
+            keep = top_up(scores, floor, options.counts[layer - 1])
+            recover(problem, keep, options)
+            error = problem.error(keep)
+        else:
+            keep, error = _grow(problem, scores, floor, options)
     _require_numbers(layer, math.isfinite(error) and bool(scores.isfinite().all()))
     return Layer(
         keep=tuple(keep),

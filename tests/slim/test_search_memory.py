@@ -9,16 +9,18 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from slimdeploy.forward.ridge import Normal
 from slimdeploy.slim.calibration import Calibration, fitting_batch
-from slimdeploy.slim.choices import ImpactName
+from slimdeploy.slim.choices import ImpactName, Reconstruct
 from slimdeploy.slim.impact import make_impact
+from slimdeploy.slim.reconstruct import LayerProblem
 from slimdeploy.slim.refit import refit_model
+from slimdeploy.slim.search import SearchOptions, search
 from slimdeploy.slim.timm_models import describe
 
 pytestmark = pytest.mark.forks
@@ -97,3 +99,39 @@ def test_a_refits_memory_does_not_grow_with_images(
         refit_model(state, copy.deepcopy(dense), keep)
         peak[count] = max(seen) - before
     assert peak[many] - peak[few] < 0.2 * stream * (many - few)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+def test_a_searchs_memory_does_not_grow_with_images(
+    make_vit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, few, many = 4 * 17 * 48, 256, 4096
+    dense = make_vit()
+    options = SearchOptions(counts=[12, 9, 7, 1], reconstruct="none")
+    seen: list[int] = []
+    error = LayerProblem.error
+    monkeypatch.setattr(LayerProblem, "error", lambda *a: (seen.append(anonymous()), error(*a))[1])
+    peak = {}
+    for count in (few, few, many):
+        seen.clear()
+        images = torch.randn(1, 3, 64, 64).expand(count, -1, -1, -1)
+        state = Calibration(dense, describe(dense, "small"), images, cache_bytes=0)
+        before = anonymous()
+        search(state, make_impact("grid"), options)
+        peak[count] = max(seen) - before
+    assert peak[many] - peak[few] < 0.2 * stream * (many - few)
+
+
+@pytest.mark.parametrize("reconstruct", get_args(Reconstruct))
+def test_streams_on_disk_give_the_same_search(
+    make_vit: Callable[..., Any], reconstruct: Reconstruct
+) -> None:
+    dense, found = make_vit(), []
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for cache_bytes in (0, 2 << 30):
+        state = Calibration(dense, describe(dense, "small"), images, 4, cache_bytes)
+        options = SearchOptions(tolerance=0.1, step=3, reconstruct=reconstruct)
+        found.append(search(state, make_impact("path"), options))
+    assert [layer.keep for layer in found[0]] == [layer.keep for layer in found[1]]
+    for one, two in zip(found[0][:-1], found[1][:-1], strict=True):
+        assert one.error == pytest.approx(two.error, rel=1e-4)
