@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from slimdeploy.cli.common import check_suffix, load_arrays, load_onnx, open_images, show
 from slimdeploy.cli.numbers import Count, Seed
 from slimdeploy.errors import InputError, requires
@@ -15,7 +13,6 @@ from slimdeploy.macs import dense_macs, schedule_macs
 from slimdeploy.schedule import KeepSchedule
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
     from slimdeploy.images import ImageFolder
 
@@ -81,8 +78,8 @@ def _chosen(
     with requires("cpu"):
         import onnxruntime  # noqa: F401
     from slimdeploy.graph.dynamic import ChoicePlan
-    from slimdeploy.measure.choices import chosen_ids, with_choices
     from slimdeploy.measure.feeding import infer_all
+    from slimdeploy.measure.image_ids import with_ids
     from slimdeploy.measure.proof import session
 
     plan, preprocessing = ChoicePlan.of(schedule), schedule.preprocessing
@@ -92,14 +89,12 @@ def _chosen(
     if preprocessing is None:
         raise InputError(f"{path}: preprocessing: missing; the file cannot be run on photographs")
     try:
-        probed, names = with_choices(load_onnx(slim))
+        probed, ids_of = with_ids(load_onnx(slim), plan)
     except InputError as error:
         raise InputError(f"{slim}: {error}") from error
     with session(probed, None) as engine:
         seen = infer_all(engine, load_arrays(folder, preprocessing))
-    rows: list[NDArray[np.int64] | None] = [None if n is None else seen[n] for n in names]
-    held = [count for count, r in zip(plan.counts, rows, strict=False) if r is not None]
-    if [r.shape[1] for r in rows if r is not None] != held or len(rows) != len(plan.counts):
+    ids = ids_of(seen, len(folder))
+    if [layer.shape[1] for layer in ids] != list(plan.counts):
         raise InputError(f"{slim}: keeps other numbers of tokens than {path} says")
-    ids = chosen_ids(rows, plan.counts, plan.tokens, plan.read, len(folder))
     return [[layer[image].tolist() for layer in ids] for image in range(len(folder))]

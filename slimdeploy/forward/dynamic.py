@@ -32,7 +32,7 @@ from slimdeploy.forward.slimming import (
 from slimdeploy.graph import GraphOptions, SlimGraph, dense_graph, slim_graph
 from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.graph.files.storage import save_model
-from slimdeploy.measure.choices import chosen_ids, with_choices
+from slimdeploy.measure.image_ids import with_ids
 from slimdeploy.measure.image_proof import image_pair, prove_images
 from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity
@@ -218,20 +218,17 @@ def _require(
         save_model(slim, path)
         proof = prove_images(image_pair(dense, slim, path, plan), [images], tolerance, None)
     parity = proof.outputs[dense.graph.output[0].name]
-    parity.require(f"{source}: slim against the masked dense graph; nothing was written")
+    parity.require(f"{source}: slim against the dense graph of its choices; nothing was written")
     return parity
 
 
 def _shares(slim: onnx.ModelProto, plan: ChoicePlan, feed: Feed) -> NDArray[np.float64]:
     """How often each token is kept in each layer, [L, N] of shares of the images."""
-    probed, names = with_choices(slim)
+    probed, ids_of = with_ids(slim, plan)
     kept = np.zeros((len(plan.counts), plan.tokens))
     with open_whole(probed) as part:
         for images, outputs in feed.run(part):
-            rows = [None if name is None else outputs[name] for name in names]
-            count = images.stop - images.start
-            ids = chosen_ids(rows, plan.counts, plan.tokens, plan.read, count)
-            for layer, chosen in enumerate(ids):
+            for layer, chosen in enumerate(ids_of(outputs, images.stop - images.start)):
                 kept[layer] += np.bincount(chosen.ravel(), minlength=plan.tokens)
     return kept / len(feed.images)
 

@@ -11,49 +11,22 @@ arrays over all images exist at a time, however many blocks there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from slimdeploy.errors import GraphError
 from slimdeploy.forward.anatomy import BlockNames
 from slimdeploy.forward.cut import Cutter
+from slimdeploy.forward.kept import Choices, Kept, Merges
 from slimdeploy.forward.linear import Floats, Linear, find_linear
 from slimdeploy.forward.ridge import Normal, RidgeOptions
 from slimdeploy.forward.running import Feed, open_part
-from slimdeploy.graph.dynamic import ChoicePlan, choice_names
-from slimdeploy.measure.choices import all_ids, ids_left
+from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.run_state import RunState
 from slimdeploy.store import Array, Store
-
-Ids = Sequence[int] | NDArray[np.int64]
-"""Of the tokens that a block keeps: the same for all images, [k], or each image's own, [n, k]."""
-
-
-class Choices:
-    """What each image keeps, block after block, as a dynamic slim graph chooses it."""
-
-    def __init__(self, slim: Cutter, plan: ChoicePlan, feed: Feed) -> None:
-        self.slim, self.plan, self.feed = slim, plan, feed
-        self.names = choice_names(slim.model) or []
-        self.held = all_ids(plan.tokens, len(feed.images))
-
-    def of(self, block: int, known: dict[str, Array]) -> NDArray[np.int64]:
-        """Ids that block `block` (from 1) keeps, [n, k]; to be asked for every block in order.
-
-        Args:
-            known: what enters the block, by name; nothing runs from the images.
-        """
-        name, rows = self.names[block - 1], None
-        if name is not None:
-            with open_part(self.slim.cut([*known], [name])) as part:
-                found = [outputs[name] for _, outputs in self.feed.run(part, known)]
-            rows = np.concatenate(found)
-        self.held = ids_left(self.held, rows, self.plan.counts[block - 1], self.plan.read)
-        return self.held
 
 
 @dataclass
@@ -85,14 +58,16 @@ class Refit:
         start: str,
         end: str,
         streams: tuple[Array | None, Array | None],
-        ids: Ids | None,
+        kept: Kept | None,
+        beside: Mapping[str, Array] | None = None,
     ) -> tuple[Array, Array]:
         """Refit the layer that adds to the stream between `start` and `end`, two of its tensors.
 
         Args:
             block: number of the block, from 1.
             streams: dense and slim activations of `start`; None runs from the images.
-            ids: what the block keeps, in the slim graph's order; None only runs it.
+            kept: what the block keeps, in the slim graph's order; None only runs it.
+            beside: what the slim graph's nodes read beside `start`, over all images, by name.
 
         Returns:
             Dense and slim activations of `end`; those of `start` are given back to the store.
@@ -100,10 +75,11 @@ class Refit:
         known, mine = ({start: x} if x is not None else {} for x in streams)
         with open_part(self.dense.cut([*known], [end])) as part:
             target = self.feed.collect(self.store, part, end, known)
-        if ids is not None:
+        mine.update(beside or {})
+        if kept is not None:
             layer = find_linear(self.slim, end, start)
             if isinstance(layer, Linear):
-                layer.replace(self.slim, *self._solved(layer, ids, end, mine, target))
+                layer.replace(self.slim, *self._solved(layer, kept, end, mine, target))
                 self.changed.append((start, end))
             else:
                 self.notes.append(f"block {block} keeps weights as they are: {layer}")
@@ -113,7 +89,7 @@ class Refit:
         return target, found
 
     def _solved(
-        self, layer: Linear, ids: Ids, end: str, mine: dict[str, Array], target: Array
+        self, layer: Linear, kept: Kept, end: str, mine: dict[str, Array], target: Array
     ) -> tuple[Floats, Floats | None]:
         """Weight and bias for the layer, recalled or solved for."""
         weight, bias = layer.values(self.slim)
@@ -121,7 +97,7 @@ class Refit:
         name = f"refit-{len(self.changed):03d}"
         known = self.saved.recall_arrays(name, {part: x.shape for part, x in values.items()})
         if known is None:
-            change, shift = self._solve(layer, ids, end, mine, target, len(weight))
+            change, shift = self._solve(layer, kept, end, mine, target, len(weight))
             known = {"weight": weight + change}
             if bias is not None and shift is not None:
                 known["bias"] = bias + shift
@@ -131,7 +107,7 @@ class Refit:
     def _solve(
         self,
         layer: Linear,
-        ids: Ids,
+        kept: Kept,
         end: str,
         mine: dict[str, Array],
         target: Array,
@@ -139,14 +115,12 @@ class Refit:
     ) -> tuple[Floats, Floats | None]:
         """How weight and bias change; the layer reads `width` features."""
         normal = Normal(layer.bias is not None, judged=self.options.strength == "auto")
-        importance = np.where(np.isin(ids, self.reads), self.options.read_weight, 1.0)
-        each = np.broadcast_to(ids, (len(target), importance.shape[-1]))
-        importance = np.broadcast_to(importance, each.shape)
+        importance = np.where(np.isin(kept.ids, self.reads), self.options.read_weight, 1.0)
+        importance = np.broadcast_to(importance, (len(target), importance.shape[-1]))
         ends = [name for name in (layer.source, end) if name not in mine]
         with open_part(self.slim.cut([*mine], ends)) as part:
             for rows, outputs in self.feed.run(part, mine):
-                places = np.arange(rows.start, rows.stop)[:, None]
-                missing = target[places, each[rows]].astype(np.float32) - outputs[end]
+                missing = kept.wanted(target, rows) - outputs[end]
                 source = outputs.get(layer.source)
                 inputs = mine[layer.source][rows] if source is None else source
                 inputs = inputs.reshape(*missing.shape[:2], width)
@@ -190,19 +164,21 @@ def refit_graph(
     options = options or RidgeOptions()
     saved = saved or RunState(None, {})
     state = Refit(Cutter(dense), Cutter(slim), reads, feed, store, options, saved)
-    choices = Choices(state.slim, plan, feed) if plan else None
+    decided = _decided(state, plan)
     streams: tuple[Array | None, Array | None] = (None, None)
     exact = True
     for block in blocks:
-        # A block of which all keys are left, behind blocks alike, computes what the dense one does.
-        kept: Ids = keep[block.number - 1]
-        if choices:
+        found = Kept(keep[block.number - 1])
+        beside: Mapping[str, Array] = {}
+        if decided:
             known = {} if streams[1] is None else {block.entering: streams[1]}
-            kept = choices.of(block.number, known)
-        ids = None if exact else kept
-        streams = state.half(block.number, block.entering, block.attention, streams, ids)
+            found, beside = decided.of(block.number, known), decided.beside
+            exact = exact and not decided.changes_keys(block.number)
+        # A block of which all keys are left, behind blocks alike, computes what the dense one does.
+        kept = None if exact else found
+        streams = state.half(block.number, block.entering, block.attention, streams, kept, beside)
         if block.output is not None:
-            streams = state.half(block.number, block.attention, block.output, streams, ids)
+            streams = state.half(block.number, block.attention, block.output, streams, kept)
         exact = exact and len(keep[block.number - 1]) == len(streams[0][0])
         if progress is not None:
             progress(block.number)
@@ -210,6 +186,14 @@ def refit_graph(
     if blocks[-1].output is None:
         state.notes.append(f"block {len(blocks)}: no sum behind its MLP was found to refit")
     return state
+
+
+def _decided(state: Refit, plan: ChoicePlan | None) -> Choices | Merges | None:
+    """What each image keeps or merges; None for positions that are static."""
+    if plan is None:
+        return None
+    kind = Merges if plan.dynamic.merges else Choices
+    return kind(state.slim, plan, state.feed)
 
 
 def transfer(done: Refit, dense: onnx.ModelProto) -> None:

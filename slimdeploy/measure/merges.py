@@ -72,6 +72,21 @@ def moved(
     ]
 
 
+def leaders(found: Sequence[Ids | None], plan: ChoicePlan, images: int) -> list[Ids]:
+    """Of each block's groups the token that others merged into, [images, counts[l]].
+
+    Args:
+        found: where each block's rows go, as `moved` gives it.
+    """
+    groups, ids = Groups.single(images, plan.tokens), list[Ids]()
+    for to, count in zip(found, plan.counts, strict=False):
+        if to is not None:
+            groups = groups.merged(to, count, plan.prefix)
+        read = np.broadcast_to(np.asarray(plan.read, np.int64), (images, len(plan.read)))
+        ids.append(groups.ids if groups.ids.shape[1] == count else read)
+    return ids
+
+
 @dataclass(frozen=True)
 class Groups:
     """Which tokens of the dense model each row stands for, image by image.
@@ -89,6 +104,10 @@ class Groups:
         """Every token for itself."""
         each = np.tile(np.arange(tokens), (images, 1))
         return cls(each, each)
+
+    def only(self, images: slice) -> Groups:
+        """Those of some images."""
+        return Groups(self.of[images], self.ids[images])
 
     @property
     def size(self) -> Ids:

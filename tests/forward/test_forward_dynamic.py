@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from slimdeploy.dynamic import Scorer
+from slimdeploy.dynamic import PerImage
 from slimdeploy.errors import InputError
 from slimdeploy.forward.dynamic import require_single_reads, slim_dynamic
 from slimdeploy.forward.predictor import fit_predictor
@@ -32,7 +32,7 @@ def case() -> Case:
     return Case("plain", "dynamo23")
 
 
-def made(case: Case, scorer: Scorer = "predictor", **more: Any) -> ForwardSlim:
+def made(case: Case, scorer: PerImage = "predictor", **more: Any) -> ForwardSlim:
     request = ForwardRequest(mac_reduction=BUDGET, scorer=scorer, **{"ridge": FIXED, **more})
     lines: list[str] = []
     found = slim_dynamic(
@@ -43,7 +43,7 @@ def made(case: Case, scorer: Scorer = "predictor", **more: Any) -> ForwardSlim:
     return found
 
 
-def by_torch(case: Case, scorer: Scorer = "predictor", **more: Any) -> tuple[Any, Any]:
+def by_torch(case: Case, scorer: PerImage = "predictor", **more: Any) -> tuple[Any, Any]:
     """What the PyTorch path finds, and the model that it makes."""
     found = dynamic_model(
         case.torch,
@@ -60,7 +60,7 @@ def by_torch(case: Case, scorer: Scorer = "predictor", **more: Any) -> tuple[Any
     return found, slim_of(found.model or case.torch, schedule).eval()
 
 
-@pytest.mark.parametrize("scorer", get_args(Scorer))
+@pytest.mark.parametrize("scorer", get_args(PerImage))
 @pytest.mark.parametrize(
     ("kind", "exporter"),
     [
@@ -70,7 +70,7 @@ def by_torch(case: Case, scorer: Scorer = "predictor", **more: Any) -> tuple[Any
         ("pre_norm", "dynamo18-fused"),
     ],
 )
-def test_it_is_the_model_of_the_pytorch_path(kind: str, exporter: str, scorer: Scorer) -> None:
+def test_it_is_the_model_of_the_pytorch_path(kind: str, exporter: str, scorer: PerImage) -> None:
     case = Case(kind, exporter)
     result, (wanted, reference) = made(case, scorer), by_torch(case, scorer)
     assert result.dynamic is not None
