@@ -30,7 +30,7 @@ from slimdeploy.slim.timm_models import load_model
 from tools.accuracy_bench import WORK, Bench
 from tools.peers import EvitVit, TomeVit, evit_for_budget, peer_macs, tome_for_budget
 
-PerImage = Literal["predictor", "evit", "tome"]
+PerImage = Literal["predictor", "merge", "evit", "tome"]
 Estimator = Literal[ImpactName, PerImage]
 PEERS: dict[str, tuple[Any, Any]] = {
     "evit": (EvitVit, evit_for_budget),
@@ -125,8 +125,8 @@ def _search(bench: Bench, wanted: Wanted, path: Path) -> None:
 
 def _found(bench: Bench, wanted: Wanted, images: Tensor) -> SlimResult | DynamicResult:
     """What `slim` finds on these images."""
-    if wanted.impact == "predictor":
-        dynamic = DynamicRequest("predictor", wanted.mac_reduction, wanted.shape)
+    if wanted.impact == "predictor" or wanted.impact == "merge":  # mypy narrows no `in`
+        dynamic = DynamicRequest(wanted.impact, wanted.mac_reduction, wanted.shape)
         return dynamic_model(bench.model, bench.geometry, images, dynamic, progress=note)
     static = SlimRequest(
         mac_reduction=wanted.mac_reduction,

@@ -13,7 +13,7 @@ from tools.hits import unpacked
 
 DEFAULT = "cover"
 CONTROLS = ("joint", "path", "attention", "class-attention", "grid", "centre", "random")
-PER_IMAGE = ("predictor", "evit", "tome")
+PER_IMAGE = ("predictor", "merge", "evit", "tome")
 COMPARED = ("geometric", 192)
 """Counts and images: geometric counts are those of the budget alone, whatever ranks the tokens."""
 

@@ -59,8 +59,10 @@ def run(
     """Measure one row, or what of it is not yet measured.
 
     Args:
-        impact: the estimator; or what chooses by image: predictor (`slim --dynamic`), or the peers
-            evit and tome, which have no refit: --stages dense_weights.
+        impact: the estimator; or what decides by image: predictor and merge (`slim --dynamic`), or
+            the peers evit and tome, which have no refit: --stages dense_weights.
+        amp_dtype: what models are judged and fine-tuned in; other than bfloat16, the rows go to a
+            record of their own.
         device: where it is fine-tuned and judged; the search and the refit run on the CPU.
         workers: processes that load images for the fine-tuning.
     """
@@ -121,7 +123,8 @@ def record(bench: Bench, key: dict[str, Any], found: dict[str, Any]) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     with (WORK / "lock").open("w") as lock:  # two runs may share the file
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _add(RECORDS / f"{bench.name}.json", bench, key, found)
+        suffix = "" if bench.amp == "bfloat16" else f"_{bench.amp}"
+        _add(RECORDS / f"{bench.name}{suffix}.json", bench, key, found)
     note(json.dumps({k: v for k, v in found.items() if not isinstance(v, dict)}))
 
 

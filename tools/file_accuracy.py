@@ -43,7 +43,7 @@ from tools.hits import packed
 
 app = App(help="Slimming files of two exporters, measured.")
 By = Literal["timm", "hugging-face"]
-Chosen = Literal["cover", "predictor"]
+Chosen = Literal["cover", "predictor", "merge"]
 WORK = Path("build/file_accuracy")
 RECORD = Path("docs/bench/file_accuracy.json")
 Classes = NDArray[np.int64]
@@ -82,7 +82,7 @@ def slimmed(
         words += ["--split", "train", "--images", str(images), "--mac-reduction", str(reduction)]
         words += ["--seed", str(seed)]
         words += ["--mean", *map(str, mean), "--std", *map(str, std), "--output", str(path)]
-        words += ["--dynamic", "predictor"] if chosen == "predictor" else []
+        words += [] if chosen == "cover" else ["--dynamic", chosen]
         write_text(spent, json.dumps(measured(words)))
     return path, json.loads(spent.read_text())
 
@@ -161,7 +161,7 @@ def table(
     """Measure rows and add them to the page.
 
     Args:
-        chosen_by: what ranks the tokens; predictor is --dynamic, a choice per image.
+        chosen_by: what ranks the tokens; predictor and merge are --dynamic, decided per image.
         seed: which training images the search and the refit see.
         amp_dtype: what torch computes in, the dense model and the slim one.
     """
