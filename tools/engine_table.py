@@ -29,7 +29,7 @@ from cyclopts import App
 
 from slimdeploy.cli import main as slimdeploy
 from slimdeploy.console import note
-from slimdeploy.counts import counts_for_budget
+from slimdeploy.counts import counts_for_budget, counts_for_merging
 from slimdeploy.dynamic import Dynamic, choosing_layers
 from slimdeploy.engine.building import (
     BuildRequest,
@@ -42,7 +42,7 @@ from slimdeploy.engine.host import installed
 from slimdeploy.files import write_text
 from slimdeploy.graph import GraphOptions, lossless_graph, slim_graph
 from slimdeploy.graph.dynamic import ChoicePlan
-from slimdeploy.macs import mac_reduction
+from slimdeploy.macs import dense_macs, model_macs
 from slimdeploy.positions import keep_by_rank, rank_positions
 from slimdeploy.slim.dense_onnx import OnnxOptions, export_dense
 from slimdeploy.slim.timm_models import describe
@@ -60,10 +60,12 @@ REDUCTION = 0.46
 FORMS = ("gather", "slice", "slice-concat", "one-hot")
 PER_IMAGE = "per-image"
 """Each image's own tokens, by a predictor with random weights."""
+MERGE = "merge"
+"""Each image's own means of alike patches."""
 
 VARIANTS = (
     *((form, "fp16", True) for form in ("dense", "lossless", *FORMS)),
-    (PER_IMAGE, "fp16", True),
+    *((form, "fp16", True) for form in (PER_IMAGE, MERGE)),
     ("gather", "fp16", False),
     *((form, p, True) for p in ("fp32", "bf16", "int8", "fp8") for form in ("dense", "gather")),
 )
@@ -115,21 +117,25 @@ def _dense(name: str, dynamic: bool) -> onnx.ModelProto:
 
 
 @cache
-def _keep(name: str) -> tuple[list[list[int]], float]:
+def _keep(name: str, merged: bool = False) -> tuple[list[list[int]], float]:
     """The tokens that each block keeps, and the share of MACs that saves."""
     geometry = describe(_model(name), name)
-    counts = counts_for_budget(geometry, REDUCTION)
+    rule = counts_for_merging if merged else counts_for_budget
+    counts = rule(geometry, REDUCTION, "geometric")
     keep = keep_by_rank(geometry, rank_positions(geometry, "grid"), counts)
-    return [list(ids) for ids in keep], mac_reduction(geometry, counts)
+    spent = model_macs(geometry, counts, dynamic="merge" if merged else None).total
+    return [list(ids) for ids in keep], 1 - spent / dense_macs(geometry).total
 
 
-def _plan(name: str) -> ChoicePlan:
-    geometry, counts = describe(_model(name), name), [len(ids) for ids in _keep(name)[0]]
+def _plan(name: str, form: str) -> ChoicePlan:
+    merged = form == MERGE
+    geometry, counts = describe(_model(name), name), [len(x) for x in _keep(name, merged)[0]]
     prefix, draw = len(geometry.prefix), np.random.default_rng(0)
     chooses = choosing_layers(counts, geometry.tokens, prefix)
     rows = [tuple(draw.standard_normal(geometry.width).tolist()) if c else None for c in chooses]
     scorer = Dynamic(scorer="predictor", weights=tuple(rows))
-    return ChoicePlan(scorer, tuple(counts), geometry.tokens, prefix, geometry.head_reads)
+    decided = Dynamic(scorer="merge") if merged else scorer
+    return ChoicePlan(decided, tuple(counts), geometry.tokens, prefix, geometry.head_reads)
 
 
 def graph(name: str, form: str, precision: str, dynamic: bool) -> onnx.ModelProto:
@@ -137,8 +143,8 @@ def graph(name: str, form: str, precision: str, dynamic: bool) -> onnx.ModelProt
     model = _dense(name, dynamic)
     if form == "lossless":
         model = lossless_graph(model).model
-    elif form == PER_IMAGE:
-        plan = _plan(name)
+    elif form in (PER_IMAGE, MERGE):
+        plan = _plan(name, form)
         model = slim_graph(model, plan.places, plan=plan).model
     elif form != "dense":
         options = GraphOptions(select=form)  # type: ignore[arg-type]
@@ -168,7 +174,7 @@ def _planned(name: str, form: str, tokens: list[int]) -> list[int]:
         return tokens[:1] * len(tokens)
     if form == "lossless":
         return [*tokens[:1] * (len(tokens) - 1), tokens[-1]]
-    return [len(ids) for ids in _keep(name)[0]]
+    return [len(ids) for ids in _keep(name, form == MERGE)[0]]
 
 
 def measured(name: str, form: str, precision: str, dynamic: bool) -> Row:
@@ -188,7 +194,7 @@ def measured(name: str, form: str, precision: str, dynamic: bool) -> Row:
             precision,
             dynamic,
             target,
-            round(_keep(name)[1], 3) if form in (*FORMS, PER_IMAGE) else 0.0,
+            0.0 if form in ("dense", "lossless") else round(_keep(name, form == MERGE)[1], 3),
             record.parse_seconds,
             record.build_seconds,
             round(plan.stat().st_size / 1e6, 1),
@@ -255,8 +261,8 @@ def _selections(rows: list[dict[str, Any]]) -> str:
         f"by gather, slice or slice-concat have {kernels} that only selects: all in "
         f"{_shown(missed)}; {_shown([r for r in slim if r not in missed]) or 'none'} go without. "
         "Which block it belongs to is not recorded. One-hot selections are products, and stay "
-        "kernels of their own. Where each image chooses its tokens (per-image, by a predictor), "
-        "the kernels that score and sort come on top."
+        "kernels of their own. Where each image decides (per-image: chosen by a predictor; merge: "
+        "the most similar averaged), the kernels that score, sort and average come on top."
     )
 
 

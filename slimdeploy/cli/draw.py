@@ -13,6 +13,8 @@ from slimdeploy.macs import dense_macs, schedule_macs
 from slimdeploy.schedule import KeepSchedule
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
     from slimdeploy.images import ImageFolder
 
@@ -29,6 +31,8 @@ def draw(
     json: bool = False,
 ) -> None:
     """Draw which patches are still computed, layer by layer, on photographs of yours.
+
+    Of a schedule that merges, each patch is drawn as the mean of those it is merged with.
 
     Args:
         keep_schedule: what each layer keeps.
@@ -49,9 +53,9 @@ def draw(
     if slim is not None and schedule.dynamic is None:
         raise InputError(f"--slim: {keep_schedule} keeps the same patches for all images; leave it")
     folder = open_images(data_dir, split, "test", labelled=False).sample(images, seed)
-    kept = [schedule.keep] * len(folder)
+    kept, groups = [schedule.keep] * len(folder), None
     if schedule.dynamic is not None:
-        kept = _chosen(schedule, keep_schedule, slim, folder)
+        kept, groups = _chosen(schedule, keep_schedule, slim, folder)
     model = schedule.model
     draw_kept_patches(
         [read_image(file) for file in folder.files],
@@ -59,6 +63,7 @@ def draw(
         model.grid,
         len(model.prefix),
         output,
+        groups=groups,
         preprocessing=schedule.preprocessing,
         macs=(schedule_macs(schedule).total, dense_macs(model).total),
     )
@@ -69,8 +74,8 @@ def draw(
 
 def _chosen(
     schedule: KeepSchedule, path: Path, slim: Path | None, folder: ImageFolder
-) -> list[list[list[int]]]:
-    """Per photograph and layer the ids that the file chooses.
+) -> tuple[list[list[list[int]]], list[list[NDArray[np.int64]]] | None]:
+    """Per photograph and layer the ids that the file chooses; if it merges, each token's row too.
 
     Raises:
         InputError: without a file, or for one that was made with another schedule.
@@ -79,7 +84,7 @@ def _chosen(
         import onnxruntime  # noqa: F401
     from slimdeploy.graph.dynamic import ChoicePlan
     from slimdeploy.measure.feeding import infer_all
-    from slimdeploy.measure.image_ids import with_ids
+    from slimdeploy.measure.image_ids import rows_of, with_ids
     from slimdeploy.measure.proof import session
 
     plan, preprocessing = ChoicePlan.of(schedule), schedule.preprocessing
@@ -89,7 +94,8 @@ def _chosen(
     if preprocessing is None:
         raise InputError(f"{path}: preprocessing: missing; the file cannot be run on photographs")
     try:
-        probed, ids_of = with_ids(load_onnx(slim), plan)
+        model = load_onnx(slim)
+        probed, ids_of = with_ids(model, plan)
     except InputError as error:
         raise InputError(f"{slim}: {error}") from error
     with session(probed, None) as engine:
@@ -97,4 +103,8 @@ def _chosen(
     ids = ids_of(seen, len(folder))
     if [layer.shape[1] for layer in ids] != list(plan.counts):
         raise InputError(f"{slim}: keeps other numbers of tokens than {path} says")
-    return [[layer[image].tolist() for layer in ids] for image in range(len(folder))]
+    rows, photographs = rows_of(model, plan)(seen, len(folder)), range(len(folder))
+    kept = [[layer[image].tolist() for layer in ids] for image in photographs]
+    if rows is None:
+        return kept, None
+    return kept, [[layer[image] for layer in rows] for image in photographs]

@@ -8,9 +8,10 @@ import onnx
 
 from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.measure.choices import Array, Ids, chosen_ids, with_choices
-from slimdeploy.measure.merges import leaders, moved, with_merges
+from slimdeploy.measure.merges import groups_of, leaders, moved, with_merges
 
 IdsOf = Callable[[Mapping[str, Array], int], list[Ids]]
+RowsOf = Callable[[Mapping[str, Array], int], list[Ids] | None]
 
 
 def with_ids(slim: onnx.ModelProto, plan: ChoicePlan) -> tuple[onnx.ModelProto, IdsOf]:
@@ -32,3 +33,16 @@ def with_ids(slim: onnx.ModelProto, plan: ChoicePlan) -> tuple[onnx.ModelProto, 
         return chosen_ids(rows, plan.counts, plan.tokens, plan.read, images)
 
     return probed, ids_of
+
+
+def rows_of(slim: onnx.ModelProto, plan: ChoicePlan) -> RowsOf:
+    """What makes of the outputs of `with_ids` the row of every dense token, [images, N] a block.
+
+    Tokens of one row are merged there. None where each image chooses: then rows are single tokens.
+    """
+    if not plan.dynamic.merges:
+        return lambda seen, images: None
+    _, merges = with_merges(slim)
+    return lambda seen, images: [
+        groups.of for groups in groups_of(moved(seen, merges, plan), plan, images)
+    ]

@@ -72,19 +72,29 @@ def moved(
     ]
 
 
+def groups_of(found: Sequence[Ids | None], plan: ChoicePlan, images: int) -> list[Groups]:
+    """What the rows of each block stand for; `found` says where they go, as `moved` gives it.
+
+    Blocks that leave patches out keep the groups that they attend to.
+    """
+    groups = [Groups.single(images, plan.tokens)]
+    for to, count in zip(found, plan.counts, strict=False):
+        groups.append(groups[-1] if to is None else groups[-1].merged(to, count, plan.prefix))
+    return groups[1:]
+
+
 def leaders(found: Sequence[Ids | None], plan: ChoicePlan, images: int) -> list[Ids]:
     """Of each block's groups the token that others merged into, [images, counts[l]].
 
     Args:
-        found: where each block's rows go, as `moved` gives it.
+        found: as for `groups_of`.
     """
-    groups, ids = Groups.single(images, plan.tokens), list[Ids]()
-    for to, count in zip(found, plan.counts, strict=False):
-        if to is not None:
-            groups = groups.merged(to, count, plan.prefix)
-        read = np.broadcast_to(np.asarray(plan.read, np.int64), (images, len(plan.read)))
-        ids.append(groups.ids if groups.ids.shape[1] == count else read)
-    return ids
+    read = np.broadcast_to(np.asarray(plan.read, np.int64), (images, len(plan.read)))
+    groups = groups_of(found, plan, images)
+    return [
+        each.ids if each.ids.shape[1] == count else read
+        for each, count in zip(groups, plan.counts, strict=False)
+    ]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def draw_kept_patches(
     prefix: int,
     path: Path,
     *,
+    groups: Sequence[Sequence[NDArray[np.int64]]] | None = None,
     layers: Sequence[int] | None = None,
     preprocessing: Preprocessing | None = None,
     macs: tuple[float, float] | None = None,
@@ -38,7 +39,8 @@ def draw_kept_patches(
 ) -> None:
     """Write a PNG: one row for each photograph, one column for each chosen layer.
 
-    Patches a layer no longer computes fade almost to white. The first column is the photograph.
+    Patches a layer no longer computes fade almost to white; merged ones are drawn as their mean.
+    The first column is the photograph.
 
     Args:
         images: photographs; a row each.
@@ -47,6 +49,8 @@ def draw_kept_patches(
         grid: rows and columns of patches.
         prefix: class, distillation and register tokens before the patches.
         path: the PNG to write.
+        groups: where patches are merged, for each photograph, per layer the row of every token of
+            the dense model, [tokens]: those of one row are one.
         layers: counted from 1; None chooses at most four, spread over the depth.
         preprocessing: crops the photographs to what the model sees; None takes all of them.
         macs: slim and dense multiply-accumulates for one image, for the caption.
@@ -72,11 +76,16 @@ def draw_kept_patches(
     head = 0.54 if title else 0.28
     figure = Figure(figsize=(width, sum(height) + head + 0.22), facecolor="white")
     axes = figure.subplots(len(views), len(chosen) + 1, squeeze=False, height_ratios=height)
-    for row, view, each in zip(axes, views, kept, strict=True):
-        _draw_row(row, view, [kept_mask(each[layer - 1], grid, prefix) for layer in chosen])
+    for index, (row, view, each) in enumerate(zip(axes, views, kept, strict=True)):
+        if groups is None:
+            left = [fade(view, kept_mask(each[layer - 1], grid, prefix)) for layer in chosen]
+        else:
+            left = [averaged(view, groups[index][at - 1][prefix:], grid) for at in chosen]
+        _draw_row(row, [view, *left])
     axes[0][0].set_title("what the model sees" if preprocessing else "photograph", **_LABEL)
     _label_layers(axes[0][1:], keep, chosen, grid, prefix)
     whose = "The same positions for every image" if _alike(kept) else "Each image its own patches"
+    whose = whose if groups is None else "Alike patches are merged into their mean"
     _caption(figure, title, f"{_summary(keep, grid, prefix, macs)}. {whose}.")
     figure.subplots_adjust(
         left=0.01,
@@ -94,13 +103,30 @@ def _alike(kept: Sequence[Kept]) -> bool:
     return all(list(map(set, each)) == list(map(set, kept[0])) for each in kept)
 
 
-def _draw_row(
-    row: Sequence[Any], view: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]
-) -> None:
-    """The photograph, then what each mask leaves of it."""
-    for panel, pixels in zip(row, (view, *(fade(view, mask) for mask in masks)), strict=True):
+def _draw_row(row: Sequence[Any], pictures: Sequence[NDArray[np.uint8]]) -> None:
+    """The photograph, then what each layer has of it."""
+    for panel, pixels in zip(row, pictures, strict=True):
         panel.imshow(pixels)
         _bare(panel)
+
+
+def averaged(
+    pixels: NDArray[np.uint8], rows: NDArray[np.int64], grid: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """The photograph, uint8 [h, w, 3], each patch in the mean colour of all in its row.
+
+    Patches that stand for themselves stay as they are. `rows` is the row of every patch.
+    """
+    height, width = pixels.shape[:2]
+    down = np.arange(height) * grid[0] // height
+    across = np.arange(width) * grid[1] // width
+    row = rows[down[:, None] * grid[1] + across[None, :]]
+    count = np.bincount(row.ravel())
+    sums = [np.bincount(row.ravel(), pixels[..., c].ravel().astype(float)) for c in range(3)]
+    means = np.stack(sums, axis=1) / np.maximum(count, 1)[:, None]
+    merged = np.bincount(rows, minlength=len(count))[row] > 1
+    found: NDArray[np.uint8] = np.where(merged[..., None], means[row], pixels).astype(np.uint8)
+    return found
 
 
 def kept_mask(keep: Sequence[int], grid: tuple[int, int], prefix: int) -> NDArray[np.bool_]:

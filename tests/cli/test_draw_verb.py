@@ -28,7 +28,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     onnx.save(export("plain", "dynamo23", True), folder / "dense.onnx")
     words = ["slim", "--onnx", folder / "dense.onnx", "--data-dir", photographs, *PIXELS]
     words += ["--mac-reduction", "0.3", "--images", 8]
-    for name, more in (("static", []), ("dynamic", ["--dynamic", "predictor"])):
+    ways = (("static", []), ("dynamic", ["predictor"]), ("merge", ["merge"]))
+    for name, way in ways:
+        more = ["--dynamic", *way] if way else []
         main([str(w) for w in (*words, *more, "--output", folder / f"{name}.onnx")])
     return folder
 
@@ -80,6 +82,24 @@ def test_a_dynamic_file_is_asked_what_it_chooses(
     rows = [None if name is None else session.run([name], {"image": image})[0] for name in names]
     wanted = chosen_ids(rows, schedule.counts, 17, (0,), 1)
     assert kept[2] == [ids[0].tolist() for ids in wanted]
+
+
+def test_merged_patches_are_drawn_as_their_mean(
+    made: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen, schedule = drawn(monkeypatch), KeepSchedule.read(made / "merge.json")
+    words = ["draw", made / "merge.json", "--slim", made / "merge.onnx", "--data-dir"]
+    main([*map(str, [*words, photographs, "--output", tmp_path / "merged.png"]), "--json"])
+    assert json.loads(capsys.readouterr().out)["dynamic"]
+    assert [[len(ids) for ids in each] for each in seen[0]] == [schedule.counts] * 4
+    assert (tmp_path / "merged.png").is_file()
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[:2, :2], pixels[2:, 2:], pixels[0, 2:] = 100, 200, 7
+    merged = kept_patches.averaged(pixels, np.array([3, 0, 1, 3]), (2, 2))
+    assert (merged[:2, :2] == 150).all()
+    assert (merged[2:, 2:] == 150).all()
+    assert (merged[:2, 2:] == pixels[:2, 2:]).all()
 
 
 def test_a_photograph_of_sixteen_bits_is_named(
