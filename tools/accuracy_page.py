@@ -27,7 +27,7 @@ interval (paired bootstrap over images; seeds are averaged first). "dense weight
 labels and no training. "after fine-tuning": from there, a short training towards the dense model's
 outputs and tokens, which reads no labels either. "to `cover`": the difference to the default at the
 same counts, images and seeds, in each of these. Each seed draws other calibration images.
-`evit` and `tome` choose by image; they start fine-tuning from the dense weights. MACs saved are
+`evit` and `tome` decide by image; they start fine-tuning from the dense weights. MACs saved are
 those of the kept counts, at least the budget's. Fashion-MNIST's rows judged on 2,000 images serve
 to compare estimators, not to tell the loss: the dense model gets fewer of those right than of all
 10,000, and slim models look better against it there. Each row was made by
@@ -40,15 +40,17 @@ cells' ViT-S ([how to unpack it](../../models/elpv_vit_small/README.md)). Fashio
 model was made from DINOv2's ViT-S, stored in half precision, by the commands of
 `tools/train_studies.sh DINOV2` in about 140 minutes on two cores, and is not kept: another training
 gives other figures. Fine-tuning a slim model took the CPU seconds given, all cores together.
-Searches and refits compute in float32, models are judged and fine-tuned in bfloat16. Two machines
-made the rows:
+Searches and refits compute in float32, models are judged and fine-tuned in bfloat16, but for
+`elpv_vit_tiny_float32` and `elpv_vit_small_float32`: the same models and photographs, judged in
+float32 (`--amp-dtype float32`). Three machines made the rows:
 
-- an AMD EPYC, with other jobs beside: all rows of the solar cells' ViT-S; of the ViT-Ti those by
+- an AMD EPYC without bfloat16 or VNNI, with other jobs beside: those judged in float32;
+- an AMD EPYC, with other jobs beside: all others of the solar cells' ViT-S; of the ViT-Ti those by
   image, of `joint`, "four times as long", and with geometric counts at 46 % and above those of
   seeds 1 and 2;
 - a Xeon with AMX: the others.
 
-Seconds do not compare between the two, and bfloat16 is not rounded alike (one of the dense ViT-Ti's
+Seconds do not compare between them, and bfloat16 is not rounded alike (one of the dense ViT-Ti's
 525 answers differs; the EPYC's are taken).
 
 Searches, refits and their settings were chosen without the test images. Of fine-tuning that is only

@@ -41,9 +41,10 @@ PER_IMAGE_TEXT = f"""
 
 Points of top-1 that models which choose or merge tokens by image gain on `{DEFAULT}` (-: lose);
 bold as above. `predictor` is `slim --dynamic predictor` with the same shape of counts, its scoring
-within the MACs; its refit is for its own choices, with `--ridge auto`. `evit` and `tome` are
-written from their papers (`tools/peers`), have no refit and start fine-tuning from the dense
-weights; the MACs of ToMe's similarities are not counted.
+within the MACs, and `merge` is `slim --dynamic merge`, its similarities within them; their refits
+are for their own choices, with `--ridge auto`. `evit` and `tome` are written from their papers
+(`tools/peers`), have no refit and start fine-tuning from the dense weights; the MACs of ToMe's
+similarities are not counted.
 """
 
 

@@ -14,11 +14,12 @@ HEADER = """# Slimming ONNX files by forward passes alone
 `slim --onnx` on models of [the accuracy table](accuracy.md): Fashion-MNIST's DINOv2 ViT-S/14 at
 196 x 196 and that of the solar cells at 224 x 224, as timm's modules and as Hugging Face's export
 them, and the demo's ViT-Ti; geometric counts, search and refit on so many unlabelled images,
-which the seed draws. Chosen by `cover`, which is static, or image by image by `--dynamic
-predictor`. Differences of top-1 in points with 95 % intervals (paired bootstrap): to the dense
-model, and to what `slim --model` made from the same images, both computed by torch as said (the
-files by ONNX Runtime in float32); same tokens: kept by both, of those kept by either (by the
-predictor: most often). Time of the whole command; above the number of cores in the load, others
+which the seed draws. Chosen by `cover`, which is static, image by image by `--dynamic predictor`,
+or merged by `--dynamic merge`. Differences of top-1 in points with 95 % intervals (paired
+bootstrap): to the dense model, and to what `slim --model` made from the same images, both computed
+by torch as said (the files by ONNX Runtime in float32); same tokens: kept by both, of those kept by
+either (by image: most often; merged: of each group the one that others join). Time of the whole
+command; above the number of cores in the load, others
 took part of them. Made by `python -m tools.file_accuracy`.
 """
 

@@ -122,8 +122,8 @@ def test_the_default_is_set_against_the_others_by_budget_and_stage() -> None:
         assert ", 0 against it (0 so)." in counted
         agreement, _, by_image = counted.partition("### By agreement")[2].partition("### Per-image")
         right, same = [line for line in by_image.splitlines() if line.startswith("| small")]
-        assert cells(right)[2:] == ["refit", "-", "-", "+1.00", "1"]
-        assert cells(same)[2:] == ["refit", "-", "-", "+1.00", "1"]
+        assert cells(right)[2:] == ["refit", "-", "-", "-", "+1.00", "1"]
+        assert cells(same)[2:] == ["refit", "-", "-", "-", "+1.00", "1"]
         (line,) = [line for line in agreement.splitlines() if line.startswith("| small")]
         assert cells(line)[3:8] == ["-", "+0.00", "-", "-", "**-14.50**"]
     assert len(verdict({"small": {**record, "rows": rows + others[2:]}})) == len(
