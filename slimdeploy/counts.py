@@ -33,7 +33,7 @@ _SHAPES: dict[Shape, Callable[[int, int, float], float]] = {
     "geometric": lambda layer, depth, r: r**layer,
     "early": lambda layer, depth, r: r ** math.sqrt(layer),
     "earlier": lambda layer, depth, r: r ** (layer**0.25),
-    "linear": lambda layer, depth, r: max(0, 1 - 3 * (1 - r) * (layer - 1) / (depth - 1)),
+    "linear": lambda layer, depth, r: max(0, 1 - 3 * (1 - r) * (layer - 1) / max(depth - 1, 1)),
     "step": lambda layer, depth, r: r ** ((layer - 1) * 4 // depth),
     "even": lambda layer, depth, r: r,
 }
@@ -132,10 +132,19 @@ def counts_by_image(
     """Tokens left per layer for a budget, where each image decides which, in that way.
 
     Raises:
-        InputError: as `counts_for_scoring` and `counts_for_merging`.
+        InputError: as `counts_for_scoring` and `counts_for_merging`; and where a layer before the
+            last would keep registers, but no patch.
     """
     rule = counts_for_merging if way == "merge" else counts_for_scoring
-    return rule(model, wanted, shape, multiple_of)
+    counts, prefix = rule(model, wanted, shape, multiple_of), len(model.prefix)
+    bare = [layer for layer, count in enumerate(counts[:-1], 1) if count <= prefix]
+    if bare and len(model.head_reads) != prefix:
+        # Which prefix tokens such a layer keeps could not be told from those of the last.
+        raise InputError(
+            f"--shape {shape}: layer {bare[0]} would keep no patch at --mac-reduction {wanted}; "
+            "take another shape, or save less"
+        )
+    return counts
 
 
 def _mildest(

@@ -100,7 +100,8 @@ class ModelGeometry(_Strict):
 class Layer(_Strict):
     """What one layer keeps, and the evidence."""
 
-    keep: Annotated[TokenIds, Field(min_length=1)]
+    # The length goes before the order: behind it, the schema would hold that of a string.
+    keep: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_sorted_unique)]
     scores: tuple[float, ...] | None = Field(
         default=None, description="impact of every token of the dense model, larger is kept first"
     )

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimdeploy.counts import Shape, counts_for_budget, counts_for_scoring, counts_of_shape
+from slimdeploy.counts import (
+    Shape,
+    counts_by_image,
+    counts_for_budget,
+    counts_for_scoring,
+    counts_of_shape,
+)
 from slimdeploy.errors import InputError
 from slimdeploy.macs import dense_macs, mac_reduction
 from slimdeploy.positions import Positions, keep_by_rank, rank_positions
@@ -105,3 +111,17 @@ def test_a_head_that_pools_keeps_some_of_what_it_pools_over() -> None:
     assert problem is not None
     assert problem.startswith("layers[0].keep: token ")
     assert "the head pools over it; pool_kept lets it" in problem
+
+
+def test_by_image_a_layer_of_registers_without_patches_is_refused() -> None:
+    """Class and four registers: the last layer keeps one of the five, such a layer all."""
+    prefix = ("class", *["register"] * 4)
+    model = deit(192).model_copy(update={"prefix": prefix})
+    with pytest.raises(InputError, match=r"--shape linear: layer \d+ would keep no patch"):
+        counts_by_image("predictor", model, 0.55, "linear")
+    assert min(counts_by_image("merge", model, 0.55, "geometric")[:-1]) > 5
+
+
+def test_a_model_of_one_block_has_counts_of_every_shape() -> None:
+    model = deit(192).model_copy(update={"depth": 1})
+    assert all(counts_of_shape(model, shape, 0.5) == [1] for shape in get_args(Shape))

@@ -129,3 +129,10 @@ def test_the_published_schema_has_not_drifted() -> None:
 def test_geometry_counts_tokens() -> None:
     assert geometry().tokens == 17
     assert geometry(prefix=("class", "register", "register")).tokens == 19
+
+
+def test_the_published_schema_refuses_a_layer_that_keeps_nothing() -> None:
+    schema = json.loads(SCHEMA_FILE.read_text())["$defs"]["Layer"]
+    jsonschema.validate({"keep": [0]}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"keep": []}, schema)
