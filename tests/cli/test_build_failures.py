@@ -263,7 +263,11 @@ def test_a_user_who_interrupts(good: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_build_that_is_told_to_end(good: Path, number: signal.Signals, tmp_path: Path) -> None:
-    process, child = held_build(good, tmp_path / "fakes")
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and inherited so
+    try:
+        process, child = held_build(good, tmp_path / "fakes")
+    finally:
+        signal.signal(number, before)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (128 + number, "", "")
