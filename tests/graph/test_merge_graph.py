@@ -112,3 +112,19 @@ def test_forms_of_known_positions_are_refused() -> None:
 def test_heads_that_are_rows_of_the_batch_are_refused() -> None:
     with pytest.raises(GraphError, match=r"not \[batch, heads, queries, keys\]"):
         merged("merged_heads", "dynamo18")
+
+
+def test_tables_along_the_tokens_are_refused() -> None:
+    """Relative positions: which entry a merged token would read, no one can say."""
+    dense = onnx.ModelProto()
+    dense.CopyFrom(export("plain", "dynamo18", True))
+    table = np.random.default_rng(0).standard_normal((1, 3, 17, 17)).astype(np.float32)
+    dense.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    places = [i for i, node in enumerate(dense.graph.node) if node.op_type == "Softmax"]
+    node = dense.graph.node[places[1]]
+    moved = onnx.helper.make_node("Add", [node.input[0], "table"], ["scores.moved"], "relative")
+    node.input[0] = "scores.moved"
+    dense.graph.node.insert(places[1], moved)
+    assert slim_graph(dense, [list(range(13)), list(range(8)), [0]]).blocks
+    with pytest.raises(GraphError, match="'table' runs along the tokens"):
+        slim_graph(dense, plan_of("plain").places, plan=plan_of("plain"))
