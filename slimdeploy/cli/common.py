@@ -253,6 +253,8 @@ def summary_table(schedule: KeepSchedule) -> RenderableType:
     )
     if schedule.dynamic is None:
         return table
+    if schedule.dynamic.merges:
+        return Group(table, "each image merges its most similar patches")
     return Group(table, f"each image chooses its own patches, by {schedule.dynamic.scorer}")
 
 

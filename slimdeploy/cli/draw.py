@@ -84,7 +84,7 @@ def _chosen(
         import onnxruntime  # noqa: F401
     from slimdeploy.graph.dynamic import ChoicePlan
     from slimdeploy.measure.feeding import infer_all
-    from slimdeploy.measure.image_ids import rows_of, with_ids
+    from slimdeploy.measure.image_ids import with_ids
     from slimdeploy.measure.proof import session
 
     plan, preprocessing = ChoicePlan.of(schedule), schedule.preprocessing
@@ -94,17 +94,16 @@ def _chosen(
     if preprocessing is None:
         raise InputError(f"{path}: preprocessing: missing; the file cannot be run on photographs")
     try:
-        model = load_onnx(slim)
-        probed, ids_of = with_ids(model, plan)
+        probed, ids_of = with_ids(load_onnx(slim), plan)
     except InputError as error:
         raise InputError(f"{slim}: {error}") from error
     with session(probed, None) as engine:
         seen = infer_all(engine, load_arrays(folder, preprocessing))
     ids = ids_of(seen, len(folder))
-    if [layer.shape[1] for layer in ids] != list(plan.counts):
+    if [layer.shape[1] for layer in ids.kept] != list(plan.counts):
         raise InputError(f"{slim}: keeps other numbers of tokens than {path} says")
-    rows, photographs = rows_of(model, plan)(seen, len(folder)), range(len(folder))
-    kept = [[layer[image].tolist() for layer in ids] for image in photographs]
-    if rows is None:
+    photographs = range(len(folder))
+    kept = [[layer[image].tolist() for layer in ids.kept] for image in photographs]
+    if ids.rows is None:
         return kept, None
-    return kept, [[layer[image] for layer in rows] for image in photographs]
+    return kept, [[layer[image] for layer in ids.rows] for image in photographs]

@@ -32,7 +32,8 @@ def file_parity(
         GateError: if a choice is not the best by its scores.
     """
     from slimdeploy.graph.outputs import keep_outputs
-    from slimdeploy.measure.image_proof import image_pair, prove_images
+    from slimdeploy.measure.image_pairs import image_pair
+    from slimdeploy.measure.image_proof import prove_images
     from slimdeploy.measure.parity import worst_parity
 
     model = load_onnx(dense)
@@ -54,8 +55,8 @@ def replayed_parity(
     """
     import torch
 
-    from slimdeploy.measure.choice_proof import SHORTFALL
     from slimdeploy.measure.feeding import infer_all
+    from slimdeploy.measure.image_proof import SHORTFALL
     from slimdeploy.measure.parity import compare_outputs
     from slimdeploy.measure.proof import session
     from slimdeploy.slim.dynamic import MergeVit, replay, replay_merges

@@ -31,7 +31,7 @@ OptionalCount = Annotated[
 Seed = Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=0))]
 """Of random choices; NumPy's generators take none below zero."""
 
-Natural = Annotated[int, Parameter(converter=_whole, validator=validators.Number(gte=0))]
+Natural = Seed
 """How many of something there may be none of."""
 
 OptionalSeed = Annotated[

@@ -33,7 +33,8 @@ from slimdeploy.graph import GraphOptions, SlimGraph, dense_graph, slim_graph
 from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.graph.files.storage import save_model
 from slimdeploy.measure.image_ids import with_ids
-from slimdeploy.measure.image_proof import image_pair, prove_images
+from slimdeploy.measure.image_pairs import image_pair
+from slimdeploy.measure.image_proof import prove_images
 from slimdeploy.measure.onnx_file import coarsest_weights
 from slimdeploy.measure.parity import TOLERANCES, Parity
 from slimdeploy.positions import most_chosen
@@ -228,7 +229,8 @@ def _shares(slim: onnx.ModelProto, plan: ChoicePlan, feed: Feed) -> NDArray[np.f
     kept = np.zeros((len(plan.counts), plan.tokens))
     with open_whole(probed) as part:
         for images, outputs in feed.run(part):
-            for layer, chosen in enumerate(ids_of(outputs, images.stop - images.start)):
+            ids = ids_of(outputs, images.stop - images.start)
+            for layer, chosen in enumerate(ids.kept):
                 kept[layer] += np.bincount(chosen.ravel(), minlength=plan.tokens)
     return kept / len(feed.images)
 

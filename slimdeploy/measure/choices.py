@@ -26,16 +26,24 @@ def with_choices(slim: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str | Non
     names = choice_names(slim)
     if names is None:
         raise InputError("records no choices: it was not made with a dynamic schedule")
+    return giving(slim, [name for name in names if name], "choices"), names
+
+
+def giving(slim: onnx.ModelProto, names: Sequence[str], what: str) -> onnx.ModelProto:
+    """A copy of `slim` that gives out the whole numbers `names` too, by which it says `what`.
+
+    Raises:
+        InputError: if one of them is computed no more.
+    """
     made = {name for node in slim.graph.node for name in node.output}
-    if lost := [name for name in names if name and name not in made]:
-        raise InputError(f"lost the tensor '{lost[0]}' of its choices: it was changed since export")
+    if lost := [name for name in names if name not in made]:
+        raise InputError(f"lost the tensor '{lost[0]}' of its {what}: it was changed since export")
     copy = onnx.ModelProto()
     copy.CopyFrom(slim)
     for name in names:
-        if name:
-            value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
-            copy.graph.output.append(value)
-    return copy, names
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
+        copy.graph.output.append(value)
+    return copy
 
 
 def chosen_ids(

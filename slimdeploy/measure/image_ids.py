@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import onnx
 
@@ -10,39 +11,41 @@ from slimdeploy.graph.dynamic import ChoicePlan
 from slimdeploy.measure.choices import Array, Ids, chosen_ids, with_choices
 from slimdeploy.measure.merges import groups_of, leaders, moved, with_merges
 
-IdsOf = Callable[[Mapping[str, Array], int], list[Ids]]
-RowsOf = Callable[[Mapping[str, Array], int], list[Ids] | None]
+
+class ImageIds(NamedTuple):
+    """What was decided, block by block.
+
+    Attributes:
+        kept: ids of the tokens that were chosen, or of those that others merged into,
+            [images, counts[l]].
+        rows: where tokens merge, the row of every token of the dense model, [images, N].
+    """
+
+    kept: list[Ids]
+    rows: list[Ids] | None
+
+
+IdsOf = Callable[[Mapping[str, Array], int], ImageIds]
 
 
 def with_ids(slim: onnx.ModelProto, plan: ChoicePlan) -> tuple[onnx.ModelProto, IdsOf]:
-    """A copy of `slim` that gives out what it decides, and what makes ids of its outputs.
-
-    The ids of each block are those of the tokens that it chooses, or of those that others merged
-    into, [images, counts[l]]; `ids_of(outputs, images)` gives them.
+    """A copy of `slim` that gives out what it decides, and what reads so many images' outputs.
 
     Raises:
         InputError: if the file does not name what it decides.
     """
     if plan.dynamic.merges:
         probed, merges = with_merges(slim)
-        return probed, lambda seen, images: leaders(moved(seen, merges, plan), plan, images)
+
+        def merged(seen: Mapping[str, Array], images: int) -> ImageIds:
+            groups = groups_of(moved(seen, merges, plan), plan, images)
+            return ImageIds(leaders(groups, plan), [each.of for each in groups])
+
+        return probed, merged
     probed, choices = with_choices(slim)
 
-    def ids_of(seen: Mapping[str, Array], images: int) -> list[Ids]:
+    def chosen(seen: Mapping[str, Array], images: int) -> ImageIds:
         rows = [None if name is None else seen[name] for name in choices]
-        return chosen_ids(rows, plan.counts, plan.tokens, plan.read, images)
+        return ImageIds(chosen_ids(rows, plan.counts, plan.tokens, plan.read, images), None)
 
-    return probed, ids_of
-
-
-def rows_of(slim: onnx.ModelProto, plan: ChoicePlan) -> RowsOf:
-    """What makes of the outputs of `with_ids` the row of every dense token, [images, N] a block.
-
-    Tokens of one row are merged there. None where each image chooses: then rows are single tokens.
-    """
-    if not plan.dynamic.merges:
-        return lambda seen, images: None
-    _, merges = with_merges(slim)
-    return lambda seen, images: [
-        groups.of for groups in groups_of(moved(seen, merges, plan), plan, images)
-    ]
+    return probed, chosen

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from slimdeploy.errors import InputError
+from slimdeploy.errors import GateError, InputError
 from slimdeploy.graph.dynamic import ChoicePlan, MergeNames, merge_names
-
-Ids = NDArray[np.int64]
-Array = NDArray[Any]
+from slimdeploy.measure.choices import Array, Ids, giving, standardised
 
 
 def with_merges(slim: onnx.ModelProto) -> tuple[onnx.ModelProto, list[MergeNames | None]]:
@@ -26,16 +22,8 @@ def with_merges(slim: onnx.ModelProto) -> tuple[onnx.ModelProto, list[MergeNames
     names = merge_names(slim)
     if names is None:
         raise InputError("records no merging: it was not made with a schedule that merges")
-    made = {name for node in slim.graph.node for name in node.output}
     wanted = [name for three in names if three for name in (three.order, three.partner)]
-    if lost := [name for name in wanted if name not in made]:
-        raise InputError(f"lost the tensor '{lost[0]}' of its merging: it was changed since export")
-    copy = onnx.ModelProto()
-    copy.CopyFrom(slim)
-    for name in wanted:
-        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
-        copy.graph.output.append(value)
-    return copy, names
+    return giving(slim, wanted, "merging"), names
 
 
 def moves(order: Ids, partner: Ids, held: int, prefix: int) -> Ids:
@@ -83,16 +71,17 @@ def groups_of(found: Sequence[Ids | None], plan: ChoicePlan, images: int) -> lis
     return groups[1:]
 
 
-def leaders(found: Sequence[Ids | None], plan: ChoicePlan, images: int) -> list[Ids]:
+def leaders(groups: Sequence[Groups], plan: ChoicePlan) -> list[Ids]:
     """Of each block's groups the token that others merged into, [images, counts[l]].
 
     Args:
-        found: as for `groups_of`.
+        groups: as `groups_of` gives them.
     """
-    read = np.broadcast_to(np.asarray(plan.read, np.int64), (images, len(plan.read)))
-    groups = groups_of(found, plan, images)
+    read = np.asarray(plan.read, np.int64)
     return [
-        each.ids if each.ids.shape[1] == count else read
+        each.ids
+        if each.ids.shape[1] == count
+        else np.broadcast_to(read, (len(each.ids), len(read)))
         for each, count in zip(groups, plan.counts, strict=False)
     ]
 
@@ -119,12 +108,6 @@ class Groups:
         """Those of some images."""
         return Groups(self.of[images], self.ids[images])
 
-    @property
-    def size(self) -> Ids:
-        """Tokens that each row is the mean of, [n, k]."""
-        count = self.ids.shape[1]
-        return np.stack([np.bincount(row, minlength=count) for row in self.of])
-
     def merged(self, to: Ids, count: int, prefix: int) -> Groups:
         """The groups after row i has moved to row `to[:, i]`, of `count` rows."""
         held, lead = to.shape[1], np.zeros((len(to), count), np.int64)
@@ -136,8 +119,33 @@ class Groups:
 
     def means(self, dense: Array) -> Array:
         """The mean of each group over tokens of the dense model, [n, k, D] from [n, N, D]."""
-        sums = np.zeros((*self.ids.shape, dense.shape[-1]), np.float32)
-        for image, row in enumerate(self.of):
-            np.add.at(sums[image], row, dense[image].astype(np.float32, copy=False))
-        result: Array = sums / self.size[..., None].astype(np.float32)
-        return result
+        rows = np.arange(self.ids.shape[1])[:, None]
+        joins = (self.of[:, None, :] == rows).astype(np.float32)  # [n, k, N]
+        sums = joins @ dense.astype(np.float32, copy=False)
+        means: Array = sums / joins.sum(-1, keepdims=True)
+        return means
+
+
+def shortfall(tokens: Array, to: Ids, count: int, prefix: int) -> float:
+    """By how much the merged pairs miss the most similar ones, in deviations of the similarities.
+
+    Args:
+        tokens: rows that enter a block, [k, D].
+        to: where each row goes, [k].
+        count: rows that are left.
+
+    Raises:
+        GateError: if others are left.
+    """
+    patches = standardised(tokens[prefix:].astype(np.float64))
+    similar = patches[::2] @ patches[1::2].T
+    first, second = to[prefix::2], to[prefix + 1 :: 2]
+    moving = first >= second.min()
+    if moving.sum() != len(to) - count or len(np.unique(to)) != count:
+        raise GateError(f"a merging leaves {len(np.unique(to))} rows, not {count}")
+    best = similar.max(1)
+    own = similar[moving, first[moving] - second.min()]
+    over = (best[moving] - own).max()
+    if not moving.all():
+        over = max(over, best[~moving].max() - best[moving].min())
+    return float(over / max(similar.std(), 1e-30))

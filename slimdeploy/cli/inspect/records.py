@@ -16,14 +16,15 @@ Data = dict[str, Any]
 def schedule_line(file: Path, schedule: KeepSchedule) -> str:
     """Whose tokens it keeps, what chose them, and whether weights go with it."""
     model, made = schedule.model, schedule.provenance
-    chosen = made.impact if made and made.impact else "unknown"
+    how = f"chosen by {made.impact if made and made.impact else 'unknown'}"
     if schedule.dynamic is not None:
-        chosen = f"{schedule.dynamic.scorer}, image by image"
+        by = f"chosen by {schedule.dynamic.scorer}"
+        how = f"{'merged' if schedule.dynamic.merges else by}, image by image"
     recovered = made.reconstruct if made and made.reconstruct not in (None, "none") else None
     weights = f"weights recovered by {recovered}" if recovered else "the dense model's weights"
     if schedule.slim_checkpoint is not None:
         weights += f", in {schedule.slim_checkpoint.path}"
-    return f"{file}: keep schedule of {model.name} ({model.source}), chosen by {chosen}; {weights}"
+    return f"{file}: keep schedule of {model.name} ({model.source}), {how}; {weights}"
 
 
 def manifest_lines(file: Path, record: Manifest) -> list[str]:

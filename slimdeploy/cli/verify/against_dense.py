@@ -171,7 +171,7 @@ def _compare(
 
 
 def _pair(check: Check, dense: onnx.ModelProto, slim: onnx.ModelProto) -> Pair | ImagePair:
-    from slimdeploy.measure.image_proof import image_pair
+    from slimdeploy.measure.image_pairs import image_pair
     from slimdeploy.measure.proof import pair
 
     schedule = check.schedule

@@ -70,7 +70,7 @@ class MergeTokens(Pass):
                 require_tokens(work, stream, block.axis)
                 entry = work.add("Identity", f"block{index + 1}.entry", [stream])
                 replace_uses(stream, entry)
-                entry.inputs[0].inputs[0] = stream
+                entry.inputs[0].inputs[0] = stream  # itself goes on reading it
                 found[entry.name] = index
         return found
 

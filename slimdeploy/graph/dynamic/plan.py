@@ -16,6 +16,8 @@ from slimdeploy.schedule import KeepSchedule
 
 CHOICES_KEY = "slimdeploy.dynamic_choices"
 """The metadata of a model that names, per block, the tensor of rows it chooses; null for none."""
+MERGES_KEY = "slimdeploy.dynamic_merges"
+"""The metadata of a model that names, per block, the tensors of what it merges; null for none."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,6 @@ class ChoicePlan:
         Nested, and of the right number, so that all that follows from counts can be planned.
         """
         return [tuple(range(n)) if n > self.prefix else self.read for n in self.counts]
-
-
-MERGES_KEY = "slimdeploy.dynamic_merges"
-"""The metadata of a model that names, per block, the tensors of what it merges; null for none."""
 
 
 class MergeNames(NamedTuple):

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slimdeploy.slim.dynamic.merging import Groups, MergeVit, similarities
+from slimdeploy.measure.merges import shortfall
+from slimdeploy.slim.dynamic.merging import Groups, MergeVit
 from slimdeploy.slim.dynamic.model import DynamicVit
 from slimdeploy.slim.dynamic.scores import patch_scores
 from slimdeploy.slim.model import embed, slim_block
@@ -54,27 +55,19 @@ def replay_merges(
     Returns:
         The logits, and by how much merged pairs are less similar than the most similar ones, at
         most, in standard deviations of the similarities; 0 or less if they are those.
+
+    Raises:
+        GateError: if a merging leaves other numbers of rows.
     """
     x, worst, prefix = embed(slim.dense, images), -torch.inf, slim.dense.num_prefix_tokens
     groups = Groups.single(x)
     for index, to in enumerate(moves):
         if to is not None:
-            worst = max(worst, _missed(similarities(x, prefix), to, prefix))
+            pairs, count = zip(x.numpy(), to.numpy(), strict=True), slim.counts[index]
+            worst = max(worst, *(shortfall(rows, each, count, prefix) for rows, each in pairs))
         x, groups = slim.step(index, x, groups, to)
     logits: Tensor = slim.forward_head(slim.dense.norm(x))
     return logits, worst
-
-
-def _missed(similar: Tensor, to: Tensor, prefix: int) -> float:
-    first, second = to[:, prefix::2], to[:, prefix + 1 :: 2]
-    behind = second.amin(1, keepdim=True)
-    moving, best = first >= behind, similar.amax(2)
-    own = similar.gather(2, (first - behind).clamp_min(0)[..., None])[..., 0]
-    other = (best - own).masked_fill(~moving, -torch.inf).amax(1)
-    least = best.masked_fill(~moving, torch.inf).amin(1)
-    left = best.masked_fill(moving, -torch.inf).amax(1)
-    over = torch.maximum(other, left - least) / similar.flatten(1).std(1).clamp_min(1e-30)
-    return float(over.max())
 
 
 def _shortfall(scores: Tensor, rows: Tensor, prefix: int) -> float:
