@@ -61,6 +61,13 @@ class Dynamic(BaseModel):
         return self.scorer == "merge"
 
 
+def dense_reference(dynamic: Dynamic | None) -> str:
+    """What a slim graph is proven against, in words; None for static positions."""
+    if dynamic is not None and dynamic.merges:
+        return "the dense graph with each group of patches averaged"
+    return "the masked dense graph"
+
+
 def per_image(name: str) -> PerImage | None:
     """The way of that name to decide by image; None for anything else, as a rank of positions."""
     return next((way for way in get_args(PerImage) if way == name), None)

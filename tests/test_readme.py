@@ -13,7 +13,11 @@ from slimdeploy.cli import make_app
 from tools.demo import markdown
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("models/*/README.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("models/*/README.md")),
+]
 
 
 def commands(document: Path) -> list[list[str]]:
@@ -24,12 +28,14 @@ def commands(document: Path) -> list[list[str]]:
     return [line[1:] for line in words if line[:1] == ["slimdeploy"]]
 
 
-@pytest.mark.parametrize("command", commands(ROOT / "README.md"), ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [line for page in DOCUMENTS for line in commands(page)], ids=lambda c: c[0]
+)
 def test_commands_are_accepted(command: list[str]) -> None:
     make_app().parse_args(command, exit_on_error=False, print_error=False)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.parent.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: f"{d.parent.name}/{d.name}")
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if "://" not in target:

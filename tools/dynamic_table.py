@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, get_args
@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from slimdeploy.cli.common import load_arrays, open_images
 from slimdeploy.console import note
 from slimdeploy.counts import ShapeChoice
-from slimdeploy.dynamic import Dynamic, Scorer
+from slimdeploy.dynamic import Dynamic, PerImage, per_image
 from slimdeploy.engine.onnxruntime import OnnxRuntimeEngine
+from slimdeploy.errors import InputError
 from slimdeploy.files import write_text
 from slimdeploy.forward.ridge import RidgeOptions
 from slimdeploy.graph import slim_graph
@@ -48,9 +49,9 @@ from tools.peers import EvitVit, TomeVit, evit_for_budget, peer_macs, tome_for_b
 
 app = App(help="Compare per-image choice with static positions and with the peers.")
 
-SCORERS: tuple[Scorer, ...] = get_args(Scorer)
+WAYS: tuple[PerImage, ...] = get_args(PerImage)
 PEERS = {"evit": (EvitVit, evit_for_budget), "tome": (TomeVit, tome_for_budget)}
-ORDER = ("static", "predictor", *PEERS, "key-norm", "token-norm")
+ORDER = ("static", "merge", "predictor", *PEERS, "key-norm", "token-norm")
 TUNED = ("static", "predictor", "evit", "tome")
 RECIPE: dict[str, Any] = {
     "lr": 1e-4, "relative_lr": True, "warmup_epochs": 0.3, "smoothing": 0.05, "min_scale": 0.9,
@@ -154,7 +155,10 @@ def make_method(
         found = slim_model(bench.model, bench.geometry, bench.calibration, request)
         return scheduled(name, bench.schedule(found.layers), found.model, found.shape)
     options = RidgeOptions() if refit else None
-    wanted = DynamicRequest(next(s for s in SCORERS if s == name), reduction, shape, refit=options)
+    way = per_image(name)
+    if way is None:
+        raise InputError(f"--methods {name}: not one of {', '.join(ORDER)}")
+    wanted = DynamicRequest(way, reduction, shape, refit=options)
     made = dynamic_model(bench.model, bench.geometry, bench.calibration, wanted)
     return scheduled(name, bench.schedule(made.layers, made.dynamic), made.model, made.shape)
 
@@ -201,13 +205,13 @@ def speed_rows(
     with TemporaryDirectory() as folder:
         paths = {"dense": Path(folder) / "dense.onnx"}
         save_model(dense, paths["dense"])
-        for name in ("static", *SCORERS):
+        for name in ("static", *WAYS):
             schedule = _timed_schedule(bench, name, reduction)
             plan = ChoicePlan.of(schedule)
             paths[name] = Path(folder) / f"{name}.onnx"
             save_model(slim_graph(dense, schedule.keep, plan=plan).model, paths[name])
-        pairs = [("dense", name) for name in ("static", *SCORERS)]
-        for base, name in [*pairs, *(("static", scorer) for scorer in SCORERS)]:
+        pairs = [("dense", name) for name in ("static", *WAYS)]
+        for base, name in [*pairs, *(("static", way) for way in WAYS)]:
             note(f"timing {name} against {base}")
             with (
                 OnnxRuntimeEngine(paths[base], threads=1) as one,
@@ -220,13 +224,14 @@ def speed_rows(
 
 def _timed_schedule(bench: Bench, name: str, reduction: float) -> KeepSchedule:
     """Time depends on counts alone: nothing is searched, and predictors hold ones."""
-    request = DynamicRequest("token-norm", reduction, "geometric", refit=None)
+    way = per_image(name)
+    request = DynamicRequest("merge" if way == "merge" else "token-norm", reduction, "geometric")
     few = bench.calibration[:2]
-    made = dynamic_model(bench.model, bench.geometry, few, request)
-    if name == "static":
+    made = dynamic_model(bench.model, bench.geometry, few, replace(request, refit=None))
+    if way is None:
         return bench.schedule(made.layers)
-    if name != "predictor":
-        return bench.schedule(made.layers, Dynamic(scorer=next(s for s in SCORERS if s == name)))
+    if way != "predictor":
+        return bench.schedule(made.layers, Dynamic(scorer=way))
     chooses = ChoicePlan.of(bench.schedule(made.layers, made.dynamic))
     assert chooses is not None
     ones = (1.0,) * bench.geometry.width
@@ -287,7 +292,7 @@ def main(
                 note(f"{name} at {reduction:.0%}")
                 for row in list(accuracy_rows(bench, name, reduction)):
                     keep("accuracy", row)
-        if speed and not _has(record["speed"], reduction, SCORERS[-1]):
+        if speed and not _has(record["speed"], reduction, WAYS[-1]):
             for row in list(speed_rows(bench, reduction, rounds, clock)):
                 keep("speed", row)
     for name in TUNED if epochs else ():

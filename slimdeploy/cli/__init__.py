@@ -40,19 +40,20 @@ _VERBS = {
 }
 
 
-def make_app() -> App:
-    """The command line application."""
+def make_app(verb: str | None = None) -> App:
+    """The command line application; the help of `verb` is its whole docstring."""
     app = App(
         name="slimdeploy",
         help=_HELP,
         version=__version__,
-        help_format="plaintext",
+        help_format="markdown" if verb in _VERBS else "plaintext",
         result_action="return_none",
         default_parameter=Parameter(negative_iterable=()),  # no --empty-mean beside --mean
         suppress_keyboard_interrupt=False,  # `main` says that it was interrupted
     )
-    for verb, summary in _VERBS.items():
-        app.command(f"slimdeploy.cli.{verb}:{verb}", name=verb, help=summary)
+    for name, summary in _VERBS.items():
+        told = None if name == verb else summary
+        app.command(f"slimdeploy.cli.{name}:{name}", name=name, help=told)
     return app
 
 
@@ -61,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     arguments.set(tuple(words))
     try:
-        make_app()(words, exit_on_error=False, print_error=False)
+        make_app(next(iter(words), None))(words, exit_on_error=False, print_error=False)
     except SlimdeployError as error:
         note(f"slimdeploy: error: {error}")
         sys.exit(error.exit_code)

@@ -34,7 +34,7 @@ def evaluate(
     threads: OptionalCount = None,
     predictions: Path | None = None,
     provider: Provider = "cpu",
-    pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
+    pixels: Annotated[Pixels, Parameter(name="*", group="What an image goes through")] = Pixels(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> None:
     """Top-1 accuracy on an image folder, through the preprocessing the artifact was made with.

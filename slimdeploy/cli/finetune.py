@@ -42,7 +42,7 @@ def finetune(
     initial_checkpoint: Path | None = None,
     split: str | None = None,
     val_split: str | None = None,
-    training: Annotated[FinetuneOptions, Parameter(name="*")] = FinetuneOptions(),  # noqa: B008
+    training: Annotated[FinetuneOptions, Parameter(name="*", group="Training")] = FinetuneOptions(),  # noqa: B008
     save_dtype: Literal["float32", "float16"] = "float32",
     output: Path = Path("slim.safetensors"),
     output_schedule: Path | None = None,
@@ -150,9 +150,12 @@ def _train(
     output_schedule: Path | None,
 ) -> int:
     """Train and write; the images a batch, of which small data has fewer than were asked for."""
+    from slimdeploy.slim.amp import slower_than_float32
     from slimdeploy.slim.finetune import Finetuner
     from slimdeploy.slim.timm_models import load_scheduled
 
+    if world.leads and slower_than_float32(world.device, options.amp_dtype):
+        note(f"--amp-dtype {options.amp_dtype}: this processor emulates it; float32 is faster here")
     teacher, preprocessing = load_scheduled(job.schedule, job.dense)
     start, _ = load_scheduled(job.schedule, job.initial)
     runner = Finetuner(

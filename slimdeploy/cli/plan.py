@@ -43,7 +43,7 @@ def plan(
     outputs: tuple[str, ...] = (),
     num_classes: OptionalCount = None,
     img_size: OptionalCount = None,
-    pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
+    pixels: Annotated[Pixels, Parameter(name="*", group="What an image goes through")] = Pixels(),  # noqa: B008 (frozen)
     output: Path = Path("sched.json"),
     json: bool = False,
 ) -> None:

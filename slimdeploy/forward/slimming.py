@@ -77,14 +77,15 @@ class ForwardSlim:
 
     Attributes:
         model: the slim graph.
-        dense: the dense graph with the same weights: with the dropped tokens masked it computes
-            what `model` does.
+        dense: the dense graph with the same weights: with the dropped tokens masked, or merged
+            ones averaged, it computes what `model` does.
         shape: how the counts fall, as asked for or as chosen.
         layers: what each layer keeps, first layer first.
         dynamic: by which each image chooses; then `layers` hold what is chosen most often.
         blocks: token counts as read back from `model`.
-        parity: the slim graph before the refit, against the masked dense graph.
-        final: `model` against the masked `dense`.
+        parity: the slim graph before the refit, against the dense graph with the dropped tokens
+            masked, or its groups averaged.
+        final: `model` against `dense` likewise.
         before, after: how far the result is from the dense model's, with its weights and after the
             refit, on images that were held out; None where none was, and `after` without a refit.
         notes: a remark a line.

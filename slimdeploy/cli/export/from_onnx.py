@@ -48,7 +48,7 @@ def export_file(stage: Stage, path: Path, outputs: tuple[str, ...], output: Path
     Raises:
         InputError: if the schedule is for another model, or no token can be dropped.
         GraphError: as the graph stage.
-        GateError: if the result differs from the masked dense graph; nothing is written then.
+        GateError: if the result differs from `dense_reference`; nothing is written then.
     """
     with replaced_model(output) as temporary:
         made = _write(stage, path, outputs, temporary)

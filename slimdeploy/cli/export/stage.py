@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimdeploy.cli.common import load_arrays, open_images
+from slimdeploy.dynamic import dense_reference
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.preprocessing import Preprocessing
@@ -125,8 +126,9 @@ class Stage:
 
     def sentence(self, result: dict[str, Any]) -> str:
         """The result for a person."""
-        masked = "masked " * (self.kind == "slim")
-        against = "torch" if result["source"] == "timm" else f"the {masked}dense graph"
+        against = "torch" if result["source"] == "timm" else "the dense graph"
+        if result["source"] != "timm" and self.schedule is not None:
+            against = dense_reference(self.schedule.dynamic)
         parity = result["parity"]
         found = "not checked" if parity is None else (
             f"differs from {against} by {parity['relative']:.1e} of the outputs' scale on "

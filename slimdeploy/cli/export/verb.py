@@ -44,9 +44,9 @@ def export(
     """Write the slim model as ONNX, after checking it; without a schedule, the dense one.
 
     From --onnx, any dense vision transformer's file: torch is not needed, and the result is checked
-    against the dense graph with the dropped tokens masked. Else from the timm model and weights
-    that the schedule names: torch exports it, and the result is checked against torch. What fails
-    its check is not written.
+    against the dense graph with the dropped tokens masked or the merged ones averaged. Else from
+    the timm model and weights that the schedule names: torch exports it, and the result is checked
+    against torch. What fails its check is not written.
 
     Args:
         keep_schedule: which tokens live in which layer.

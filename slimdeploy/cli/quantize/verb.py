@@ -31,8 +31,8 @@ def quantize(
     leave: tuple[str, ...] = (),
     least_rows: Count | None = None,
     keep_float32: tuple[str, ...] = (),
-    pixels: Annotated[Pixels, Parameter(name="*")] = Pixels(),  # noqa: B008 (frozen)
-    gates: Annotated[Gates, Parameter(name="*")] = Gates(),  # noqa: B008 (frozen)
+    pixels: Annotated[Pixels, Parameter(name="*", group="What an image goes through")] = Pixels(),  # noqa: B008 (frozen)
+    gates: Annotated[Gates, Parameter(name="*", group="Judge the result")] = Gates(),  # noqa: B008 (frozen)
     threads: OptionalCount = None,
     output: Path = Path("quantized.onnx"),
     output_ranges: Path | None = None,

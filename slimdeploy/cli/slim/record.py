@@ -14,6 +14,7 @@ from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, summary, summary_table
 from slimdeploy.cli.export.stage import PACKAGES
 from slimdeploy.cli.onnx_source import DenseFile
+from slimdeploy.dynamic import dense_reference
 from slimdeploy.files import staged
 from slimdeploy.graph.files.storage import replaced_model, write_model
 from slimdeploy.manifest import Source, write_manifest
@@ -120,8 +121,8 @@ def result_of(
 def sentences(made: ForwardSlim, schedule: KeepSchedule, output: Path) -> RenderableType:
     """The result for a person."""
     lines = [
-        f"wrote {output}: differs from the masked dense graph by {made.final.relative:.1e} of the "
-        f"outputs' scale on {made.final.rows} images"
+        f"wrote {output}: differs from {dense_reference(made.dynamic)} by "
+        f"{made.final.relative:.1e} of the outputs' scale on {made.final.rows} images"
     ]
     before = "before the refit" if made.after else "with the dense weights"
     for name, error in ((before, made.before), ("after the refit", made.after)):

@@ -44,7 +44,7 @@ def slim(
     img_size: OptionalCount = None,
     output: Path | None = None,
     output_checkpoint: Path | None = None,
-    file: Annotated[SlimFlags, Parameter(name="*")] = SlimFlags(),  # noqa: B008 (frozen)
+    file: Annotated[SlimFlags, Parameter(name="*", group="With --onnx")] = SlimFlags(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> None:
     """Search which patches each layer needs, last layer first, on unlabelled images.

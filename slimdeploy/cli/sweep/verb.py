@@ -54,7 +54,7 @@ def sweep(
     max_top1_drop: Limit = None,
     drop_by: DropBy = "mean",
     output: Path = Path("sweep"),
-    file: Annotated[FileFlags, Parameter(name="*")] = FileFlags(),  # noqa: B008 (frozen)
+    file: Annotated[FileFlags, Parameter(name="*", group="With --onnx")] = FileFlags(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> None:
     """Draw the front: what accuracy and speed each budget of MACs leaves.
@@ -73,7 +73,7 @@ def sweep(
         mac_reduction: budgets: shares of MACs to save, with commas.
         checkpoint: the weights of --model; without them, timm's pretrained ones.
         impact: what ranks the tokens, several with commas (default: as `slim`); with predictor,
-            key-norm or token-norm each image chooses its own, as with `slim --dynamic`.
+            key-norm, token-norm or merge each image decides for itself, as with `slim --dynamic`.
         seeds: of the draw of calibration images and all else, with commas.
         split: split of the data that judges (test if there is one).
         calibration_split: split that the search looks at, labels unread (train if there is one).

@@ -10,6 +10,7 @@ from slimdeploy.files import sha256_file
 
 if TYPE_CHECKING:
     from slimdeploy.measure.proof import Proof
+    from slimdeploy.schedule import KeepSchedule
 
 
 def identity(path: Path) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def identity(path: Path) -> dict[str, Any]:
 def protocol(check: Check, weights: str, tolerance: float) -> dict[str, Any]:
     reference = "the dense graph"
     if check.schedule is not None:
-        reference += ", every token computed, the dropped ones masked out of each block's attention"
+        reference += ", every token computed, " + _changed(check.schedule)
     real: dict[str, Any] | None = None
     if check.folder is not None:
         real = {"folder": str(check.folder.root), "digest": check.folder.digest()}
@@ -40,6 +41,14 @@ def protocol(check: Check, weights: str, tolerance: float) -> dict[str, Any]:
         "runtime": "onnxruntime, cpu",
         "threads": check.threads,
     }
+
+
+def _changed(schedule: KeepSchedule) -> str:
+    """What the reference does to the dense graph's tokens."""
+    if schedule.dynamic is not None and schedule.dynamic.merges:
+        return "each the mean of its group where a block merges, as the file says for each image"
+    dropped = "the dropped ones masked out of each block's attention"
+    return dropped if schedule.dynamic is None else f"{dropped}, as the file says for each image"
 
 
 def proof_record(proof: Proof) -> dict[str, Any]:

@@ -27,12 +27,12 @@ def verify(
 ) -> None:
     """Prove that a slim ONNX file computes what its schedule says; exit 1 if it does not.
 
-    With --dense the reference is the dense ONNX file, in which every token is computed and the
-    dropped ones are masked out of each block's attention: nothing of the slimmer takes part, and
-    torch is not needed. Outputs are compared, and the residual stream after each block's attention
-    and MLP, the kept tokens aligned. Without a schedule the two files must compute the same. Token
-    counts, operators and selections of the file are checked as well. A record of all this is
-    written beside the file.
+    With --dense the reference is the dense ONNX file, in which every token is computed, and the
+    dropped ones are masked out of each block's attention or the merged ones averaged: nothing of
+    the slimmer takes part, and torch is not needed. Outputs are compared, and the residual stream
+    after each block's attention and MLP, the kept tokens aligned. Without a schedule the two files
+    must compute the same. Token counts, operators and selections of the file are checked as well. A
+    record of all this is written beside the file.
 
     Without --dense the reference is the timm model in torch, on real images.
 
