@@ -73,7 +73,8 @@ def run(
     for stage in stages:
         called = f"{name}-{stage}"
         if stage == "finetuned" or stage == "finetuned_longer":
-            options = replace(recipe(bench.study, stage, seed), device=device, workers=workers)
+            here = {"device": device, "workers": workers, "amp_dtype": bench.amp}
+            options = replace(recipe(bench.study, stage, seed), **here)
             digest = sha256(json.dumps(options.identity()).encode()).hexdigest()[:8]
             called = f"{name}-finetuned-{digest}"
             weights = _finetuned(bench, found, options, WORK / study / f"{called}.safetensors")

@@ -25,17 +25,16 @@ def study(
 ) -> Study:
     """A study of a small model, at work in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    short = replace(
-        STUDIES["elpv_vit_tiny"].finetune, epochs=1, max_steps=1, batch_size=4, amp_dtype="float32"
-    )
+    short = replace(STUDIES["elpv_vit_tiny"].finetune, epochs=1, max_steps=1, batch_size=4)
     small = Study("Small", "test_vit", checkpoint, photographs, 160, short)
     monkeypatch.setitem(STUDIES, "small", small)
     return small
 
 
 def rows(impact: Estimator, **more: Any) -> list[dict[str, Any]]:
-    run(study="small", mac_reduction=0.4, impact=impact, shape="geometric", images=8, **more)
-    found: list[dict[str, Any]] = json.loads((RECORDS / "small.json").read_text())["rows"]
+    row = {"mac_reduction": 0.4, "shape": "geometric", "images": 8, "amp_dtype": "float32"}
+    run(study="small", impact=impact, **row, **more)  # type: ignore[arg-type]
+    found: list[dict[str, Any]] = json.loads((RECORDS / "small_float32.json").read_text())["rows"]
     return found
 
 
@@ -44,6 +43,7 @@ def test_a_row_is_added_to_stage_by_stage(study: Study) -> None:
     (both,) = rows("cover", stages=["refit", "finetuned"], workers=0)
     assert {key: both[key] for key in first} == first, "not searched again"
     assert both["recipe"]["max_steps"] == 1
+    assert both["recipe"]["amp_dtype"] == "float32", "trained in what it is judged in"
     assert all(both[stage]["n"] == 16 for stage in ("dense_weights", "refit", "finetuned"))
 
 
