@@ -9,8 +9,9 @@ READY  := $(VENV)/.ready
 demo: $(READY) data
 	$(BIN)/python -m tools.demo
 
+# A process a core, of one thread each: most of the time goes into starting programs.
 test: lint data
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
