@@ -25,8 +25,8 @@ Arrays = Mapping[str, NDArray[Any]]
 class RunState:
     """A run's folder of finished results, each an atomically written file.
 
-    `settings.json` says what the run was; a folder of another run is not used. As a context, it
-    goes when the run is done, and when no run could go on from it.
+    `settings.json` says what the run was; a folder of another run is given up, and that is said. As
+    a context, it goes when the run is done, and when no run could go on from it.
 
     Attributes:
         folder: None keeps nothing.
@@ -39,6 +39,8 @@ class RunState:
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
         mark = folder / _MARK
         if folder.is_dir() and not (mark.is_file() and mark.read_bytes() == text.encode()):
+            if self._found_any():
+                note(f"{folder}: held an unfinished run of other options or images, now given up")
             self.clear()
         write_text(mark, text)
 

@@ -98,6 +98,8 @@ def test_a_pooling_head_has_to_be_told_to_pool_over_less(
     dense, sched = tmp_path / "dense.onnx", tmp_path / "sched.json"
     onnx.save(export(kind, "script17", True), dense)
     plan = ["plan", "--onnx", dense, "--mac-reduction", "0.3", "--output", sched]
+    main(["inspect", str(dense)])
+    assert "(needs --pool-kept)" in capsys.readouterr().out
     assert "--pool-kept" in fails(capsys, *plan)
     run(capsys, *plan, "--pool-kept")
     assert KeepSchedule.read(sched).pool_kept
@@ -105,6 +107,20 @@ def test_a_pooling_head_has_to_be_told_to_pool_over_less(
     assert made["tokens_per_block"] == KeepSchedule.read(sched).counts
     assert 1 < made["tokens_per_block"][-1] < 16
     assert made["parity"]["relative"] < 2e-5
+
+
+def test_several_outputs_are_named(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load(dense)
+    (first,) = model.graph.output
+    model.graph.node.add(op_type="Identity", input=[first.name], output=["again"])
+    model.graph.output.add().CopyFrom(first)
+    model.graph.output[1].name = "again"
+    onnx.save(model, dense)
+    main(["inspect", str(dense)])
+    told = f"outputs       {first.name}, again: choose with --outputs"
+    assert told in capsys.readouterr().out
+    main(["inspect", str(dense), "--outputs", "again"])
+    assert "choose with" not in capsys.readouterr().out
 
 
 def test_pool_kept_changes_nothing_where_the_head_reads_one_token(

@@ -7,12 +7,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from slimdeploy.cli.common import load_onnx
 from slimdeploy.cli.inspect.engine import record_lines
 from slimdeploy.engine.building.record import build_record
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.anatomy import Anatomy, read_anatomy
 from slimdeploy.graph.anatomy.geometry import geometry_of
+from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.slimming import prepared
 from slimdeploy.graph.tokens.blocks import Block, find_blocks
@@ -36,7 +39,7 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
     result: dict[str, Any] = {"file": str(file), "macs": None, "slimmable": False, "blocks": []}
     lines = [f"{file}:"]
     try:
-        count = count_macs(model)
+        count = _counted(model)
         result |= {"macs": count.total // count.batch, "uncounted": count.uncounted}
         lines = [f"{file}: {_macs(count)}"]
         work = prepared(model)
@@ -48,7 +51,7 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
         lines += _block_lines(blocks, misses)
         anatomy = read_anatomy(work)
         result |= _parts(anatomy, file.name)
-        lines[1:1] = _part_lines(anatomy)
+        lines[1:1] = _part_lines(anatomy, [value.name for value in model.graph.output])
         reason = anatomy.head.refusal
     except (GraphError, InputError) as error:
         reason = str(error)
@@ -62,6 +65,14 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
         if "build" in manifest.results:
             lines += record_lines(build_record(manifest, file))
     return result, "\n".join(lines)
+
+
+def _counted(model: onnx.ModelProto) -> MacCount:
+    """As the file is; where nodes compute shapes from the batch, folded for one image."""
+    try:
+        return count_macs(model)
+    except InputError:
+        return count_macs(prepared(model, GraphOptions(fixed_batch=1)).export())
 
 
 def _macs(count: MacCount) -> str:
@@ -86,7 +97,7 @@ def _parts(anatomy: Anatomy, name: str) -> dict[str, Any]:
     return {"geometry": geometry, "input": anatomy.image.name, "tables": tables}
 
 
-def _part_lines(anatomy: Anatomy) -> list[str]:
+def _part_lines(anatomy: Anatomy, outputs: Sequence[str]) -> list[str]:
     channels, height, width = anatomy.image.size
     down, across = anatomy.grid
     lines = [
@@ -96,6 +107,8 @@ def _part_lines(anatomy: Anatomy) -> list[str]:
         f"  width         {anatomy.width}, {anatomy.heads} heads, MLP {anatomy.mlp_width}",
         f"  head          {_head(anatomy)}",
     ]
+    if len(outputs) > 1:
+        lines.append(f"  outputs       {', '.join(outputs)}: choose with --outputs")
     return lines + [f"  table         {line}" for line in _table_lines(anatomy)]
 
 
@@ -105,7 +118,7 @@ def _head(anatomy: Anatomy) -> str:
     if head.reads:
         words.append(f"reads {_ids(head.reads, all_tokens)}")
     if head.pools:
-        words.append(f"pools over {_ids(head.pools, all_tokens)}")
+        words.append(f"pools over {_ids(head.pools, all_tokens)} (needs --pool-kept)")
     if anatomy.num_classes:
         words.append(f"{anatomy.num_classes} classes")
     return ", ".join(words)
