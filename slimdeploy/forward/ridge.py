@@ -147,7 +147,8 @@ class Normal:
     def _solved(self, sums: _Sums, strength: float) -> Floats:
         """The minimum for one strength, [I (+ 1), O]."""
         size = len(sums.left) - self.bias
-        penalty = float(np.diagonal(sums.left)[:size].mean() * strength)
+        # Inputs that are zero throughout: any penalty leaves their weights as they are.
+        penalty = float(np.diagonal(sums.left)[:size].mean() * strength) or strength
         ridge = np.full(len(sums.left), penalty)
         ridge[size:] = 1e-9 * penalty
         solved = np.linalg.solve(sums.left + np.diag(ridge), sums.right)

@@ -2,17 +2,18 @@
 
 Code map:
     slimming        the stage as three functions; options says what they may be asked for
+    files/          from a model file to a graph and back
+    work            the graph under work
     shapes          concrete shapes and constant values of all tensors; evaluate runs one node
     axes/           what each operator does to an axis: one table
-    work            the graph under work; keep checks the schedule given
-    blocks          transformer blocks and token axes, by structure
-    flow            which tokens each tensor holds and is asked for
-    rewrite, emit   single nodes on fewer tokens; how a selection is written
+    anatomy/        grid, prefix tokens, head and widths, read from the graph itself
+    tokens/         transformer blocks, and which tokens each tensor holds and is asked for
+    selection/      how a selection of tokens is written, in which order, and recognised
+    dynamic/        tokens chosen or merged per image
     forms           which passes the options on selection and on inputs and outputs ask for
-    orders          what changes with another order of the tokens; prefix says where blocks begin
-    passes/         the rewrites in order, and their runner
+    passes/         the rewrites in order, and their runner; reshapes says what a Reshape must
     optimize/       the rewrites of `--optimize`, which compute the same with less work
-    postconditions  what must hold of the result; selections and forbid are parts of it
+    postconditions  what must hold of the result; forbid and outputs are parts of it
     masked/         the dense graph with dropped tokens masked: what the result is judged by
     probes          the tensors that mark the blocks of any file, by their names in it
 """

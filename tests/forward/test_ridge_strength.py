@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from slimdeploy.errors import InputError
 from slimdeploy.forward.ridge import STRENGTHS, Normal, RidgeOptions, ridge_options
+from slimdeploy.slim.choices import Strength
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
@@ -60,6 +61,15 @@ def test_a_layer_that_nothing_helps_stays_as_it_is() -> None:
     a[3::4], y[3::4] = a[2::4], -y[2::4]  # held-out images say the opposite
     assert not solved((a, y, w), "auto").any()
     assert solved((a, y, w), 1.0).any()
+
+
+@pytest.mark.parametrize("strength", ["auto", 1.0])
+def test_inputs_that_are_zero_throughout_change_the_bias_alone(strength: Strength) -> None:
+    normal = Normal(bias=True, judged=strength == "auto")
+    normal.add_images(np.zeros((8, 4, 12)), np.full((8, 4, 3), 0.5), np.ones(4))
+    weight, bias = normal.solve(strength)
+    assert not weight.any()
+    np.testing.assert_allclose(bias, 0.5, rtol=1e-6)
 
 
 def test_batches_make_no_difference() -> None:

@@ -11,7 +11,7 @@ from slimdeploy.cli.common import separated
 from slimdeploy.cli.onnx_source import DenseFile, open_dense, require_droppable
 from slimdeploy.cli.slim.flags import FileFlags
 from slimdeploy.cli.slim.from_onnx import OnnxSlim, check_head, write_slim_file
-from slimdeploy.cli.sweep.points import Calibration, Point
+from slimdeploy.cli.sweep.points import Point, SharedFlags
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_dense import prove_file, require_proven
 from slimdeploy.cli.verify.check import Check
@@ -29,7 +29,7 @@ class OnnxSource:
     """A user's dense ONNX file; see `Source`."""
 
     path: Path
-    calibration: Calibration
+    shared: SharedFlags
     flags: FileFlags = field(default_factory=FileFlags)
 
     @cached_property
@@ -85,14 +85,14 @@ class OnnxSource:
 
     def make(self, point: Point, folder: Path) -> Made:
         slim, record = folder / "slim.onnx", folder / "verify.json"
-        refitted = None if self.calibration.reconstruct == "none" else folder / "refitted.onnx"
+        refitted = None if self.shared.reconstruct == "none" else folder / "refitted.onnx"
         _, schedule, schedule_path = write_slim_file(self.path, self._slim(point), slim, refitted)
         check = Check(
             slim=slim,
             dense=refitted or self.path,
             keep_schedule=schedule_path,
-            data_dir=self.calibration.data_dir,
-            split=self.calibration.split,
+            data_dir=self.shared.data_dir,
+            split=self.shared.split,
             images=VERIFIED_IMAGES,
             seed=0,
             tolerance=None,
@@ -110,7 +110,7 @@ class OnnxSource:
         return Made(slim, schedule, worst, files)
 
     def _slim(self, point: Point) -> OnnxSlim:
-        c, scorer = self.calibration, per_image(point.impact)
+        c, scorer = self.shared, per_image(point.impact)
         return OnnxSlim(
             data_dir=c.data_dir,
             split=c.split,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from slimdeploy.cli.export.from_timm import TorchExport, export_timm
 from slimdeploy.cli.slim.dynamic import dynamic, dynamic_request
 from slimdeploy.cli.slim.from_timm import Slimming, TimmModel, draw_images, slimmed_schedule, static
-from slimdeploy.cli.sweep.points import Calibration, Point
+from slimdeploy.cli.sweep.points import Point, SharedFlags
 from slimdeploy.cli.sweep.sources import VERIFIED_IMAGES, Made, export_stage
 from slimdeploy.cli.verify.against_timm import torch_parity
 from slimdeploy.dynamic import per_image
@@ -31,7 +31,7 @@ class TimmSource:
     name: str
     checkpoint: Path | None
     img_size: int | None
-    calibration: Calibration
+    shared: SharedFlags
 
     @cached_property
     def _opened(self) -> tuple[ModelGeometry, Preprocessing]:
@@ -88,9 +88,9 @@ class TimmSource:
         parity = torch_parity(
             slim,
             schedule_path,
-            data_dir=self.calibration.data_dir,
+            data_dir=self.shared.data_dir,
             checkpoint=None,
-            split=self.calibration.split,
+            split=self.shared.split,
             images=VERIFIED_IMAGES,
             seed=0,
             tolerance=DEFAULT_TOLERANCE,
@@ -102,7 +102,7 @@ class TimmSource:
         return Made(slim, schedule, parity.relative, files)
 
     def _search(self, point: Point, path: Path, weights: Path) -> KeepSchedule:
-        c = self.calibration
+        c = self.shared
         sample = draw_images(c.data_dir, c.split, c.images, point.seed)
         source = TimmModel(self.name, self.checkpoint, self._kwargs, sample, path, weights)
         return slimmed_schedule(source, self._way(point))
@@ -112,7 +112,7 @@ class TimmSource:
             from slimdeploy.forward.ridge import ridge_options
             from slimdeploy.slim.pipeline import SlimRequest
 
-        c, scorer = self.calibration, per_image(point.impact)
+        c, scorer = self.shared, per_image(point.impact)
         request = SlimRequest(
             mac_reduction=point.wanted,
             shape=c.shape,

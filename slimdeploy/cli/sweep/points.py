@@ -36,7 +36,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class SharedFlags:
     """The flags of `slim` that all points share; see there."""
 
     data_dir: Path

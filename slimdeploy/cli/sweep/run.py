@@ -138,7 +138,7 @@ def _finished(sweep: Sweep, point: Point) -> SweepPoint | None:
 
 def _settings(sweep: Sweep, point: Point) -> dict[str, Any]:
     """The shared settings and the images that the point's seed draws."""
-    c = sweep.source.calibration
+    c = sweep.source.shared
     drawn = open_images(c.data_dir, c.split, "train", labelled=False).sample(c.images, point.seed)
     return {**sweep.settings, "calibration_images": drawn.digest()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slimdeploy.cli.export.stage import Stage
-from slimdeploy.cli.sweep.points import Calibration, Point
+from slimdeploy.cli.sweep.points import Point, SharedFlags
 from slimdeploy.counts import Shape, counts_by_image, counts_for_budget
 from slimdeploy.dynamic import per_image
 from slimdeploy.errors import InputError
@@ -40,7 +40,7 @@ class Source(Protocol):
     """The dense model, and how slim ones are made of it."""
 
     @property
-    def calibration(self) -> Calibration:
+    def shared(self) -> SharedFlags:
         """What all slim models of it have in common."""
         ...
 
@@ -84,7 +84,7 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
     Raises:
         InputError: for a budget that no counts reach, or what the source cannot make.
     """
-    shared = source.calibration
+    shared = source.shared
     # Any of the shapes that `auto` tries can save what geometric counts can.
     shape: Shape = "geometric" if shared.shape == "auto" else shared.shape
     for point in points:

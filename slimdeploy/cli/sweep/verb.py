@@ -12,7 +12,7 @@ from slimdeploy import __version__
 from slimdeploy.cli.common import command_line, open_images, show
 from slimdeploy.cli.numbers import Count, Limit, OptionalCount, Ridge
 from slimdeploy.cli.slim.flags import FileFlags, refuse, refuse_ridge
-from slimdeploy.cli.sweep.points import Calibration, Timing, listed, open_folder, points_of
+from slimdeploy.cli.sweep.points import SharedFlags, Timing, listed, open_folder, points_of
 from slimdeploy.console import note
 from slimdeploy.counts import ShapeChoice
 from slimdeploy.errors import GateError, InputError, requires
@@ -98,10 +98,10 @@ def sweep(
     if max_top1_drop is not None and max_top1_drop < 0:
         raise InputError(f"--max-top1-drop {max_top1_drop}: must be at least 0, in points")
     refuse_ridge(ridge, reconstruct)
-    calibration = Calibration(
+    shared = SharedFlags(
         data_dir, calibration_split, shape, multiple_of, reconstruct, images, search_images, ridge
     )
-    source = _source(model, onnx, checkpoint, img_size, file, calibration)
+    source = _source(model, onnx, checkpoint, img_size, file, shared)
     timing = _timing(batch_size, threads, rounds) if latency else None
     test = open_images(data_dir, split, "test")
     asked = _opened(source, mac_reduction, impact, seeds, test, output, timing)
@@ -124,20 +124,20 @@ def _source(
     checkpoint: Path | None,
     img_size: int | None,
     file: FileFlags,
-    calibration: Calibration,
+    shared: SharedFlags,
 ) -> Source:
     if onnx is not None:
         refuse("--onnx", model=model, checkpoint=checkpoint, img_size=img_size)
         from slimdeploy.cli.sweep.from_onnx import OnnxSource
 
-        return OnnxSource(onnx, calibration, file)
+        return OnnxSource(onnx, shared, file)
     if model is None:
         raise InputError("give --model NAME for a timm model, or --onnx FILE for a dense ONNX file")
     file.refuse()
     with requires("train"):
         from slimdeploy.cli.sweep.from_timm import TimmSource
 
-    return TimmSource(model, checkpoint, img_size, calibration)
+    return TimmSource(model, checkpoint, img_size, shared)
 
 
 def _timing(batch_size: str, threads: int, rounds: int) -> Timing:
@@ -173,15 +173,15 @@ def _opened(
     check_points(source, points)
     if timing is not None:
         check_batch(source, timing.batch_sizes)
-    calibration = source.calibration
-    looked_at = open_images(calibration.data_dir, calibration.split, "train", labelled=False)
+    shared = source.shared
+    looked_at = open_images(shared.data_dir, shared.split, "train", labelled=False)
     if looked_at.root == test.root:
         note(f"{test.root}: calibration and test images are the same folder")
     settings = {
         "slimdeploy": __version__,
         **source.identity,
         "preprocessing": source.preprocessing.model_dump(mode="json"),
-        **calibration.to_json(),
+        **shared.to_json(),
         "test_images": test.digest(),
     }
     open_folder(output, settings)
