@@ -102,7 +102,7 @@ class BlockParity:
         >>> parity = BlockParity(spots)
         >>> for images in batches:
         ...     parity.add(len(images), reference(images), slim(images))
-        >>> parity.results(2e-5)
+        >>> parity.results(1e-4)
     """
 
     def __init__(self, spots: Sequence[Spot]) -> None:

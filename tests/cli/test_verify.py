@@ -77,7 +77,7 @@ def test_a_right_file_passes_and_the_record_says_how_it_was_judged(
         role: hashlib.sha256(files[name].read_bytes()).hexdigest() for role, name in names.items()
     }
     assert written["command"][:3] == ["slimdeploy", "verify", "--dense"]
-    assert written["protocol"]["tolerance"] == 2e-5
+    assert written["protocol"]["tolerance"] == 1e-4
     assert written["protocol"]["real_images"] is None
     found = written["results"]["random"]
     assert found["images"] == found["outputs"]["logits"]["rows"] == 3
@@ -243,7 +243,7 @@ def test_half_precision_is_allowed_more_and_the_record_says_so(
     main(words(files))
     protocol = record(files)["protocol"]
     assert (protocol["tolerance"], protocol["coarsest_weights"]) == (1e-2, "float16")
-    assert record(files)["results"]["random"]["worst"]["relative"] > 2e-5
+    assert record(files)["results"]["random"]["worst"]["relative"] > 1e-4
     damage(files["slim.onnx"], drop_layer_scale)
     assert "first in block 2 after attention" in fails(capsys, words(files), 1)
 

@@ -74,7 +74,7 @@ def export(
         fused_attention: export scaled_dot_product_attention instead of its three steps.
         data_dir: images for the check (default: seeded noise).
         split: split of those images (val if there is one).
-        tolerance: largest difference allowed, as a share of the logits' scale (default: 2e-5;
+        tolerance: largest difference allowed, as a share of the logits' scale (default: 1e-4;
             1e-2 for float16 weights, 5e-2 for bfloat16).
         img_size: the model's input size in pixels, if not its own.
         output: the ONNX file to write; its manifest goes beside it.

@@ -47,7 +47,7 @@ def verify(
         split: split of the data (test if there is one).
         images: how many images to compare, of each kind.
         seed: of their draw.
-        tolerance: largest difference allowed, as a share of the scale (default: 2e-5, with
+        tolerance: largest difference allowed, as a share of the scale (default: 1e-4, with
             --dense 1e-2 if either file holds float16 weights and 5e-2 for bfloat16).
         per_block: compare the streams of every block too (this and the next three with --dense).
         pool_kept: the head pools over the kept tokens (default: as the schedule says).
@@ -72,6 +72,7 @@ def verify(
         verify_dense(check, json)
         return
     from slimdeploy.cli.verify.against_timm import verify_torch
+    from slimdeploy.measure.parity import DEFAULT_TOLERANCE
 
     if keep_schedule is None:
         raise InputError("give --dense, the ONNX file to compare with, or --keep-schedule")
@@ -81,9 +82,8 @@ def verify(
         pool_kept=pool_kept, threads=threads is not None, output=output is not None,
         no_per_block=not per_block,
     )  # fmt: skip
-    verify_torch(
-        slim, keep_schedule, data_dir, checkpoint, split, images, seed, tolerance or 2e-5, json
-    )
+    tolerance = tolerance or DEFAULT_TOLERANCE
+    verify_torch(slim, keep_schedule, data_dir, checkpoint, split, images, seed, tolerance, json)
 
 
 def _need_dense(**given: bool) -> None:
