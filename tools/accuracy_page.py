@@ -41,8 +41,8 @@ model was made from DINOv2's ViT-S, stored in half precision, by the commands of
 `tools/train_studies.sh DINOV2` in about 140 minutes on two cores, and is not kept: another training
 gives other figures. Fine-tuning a slim model took the CPU seconds given, all cores together.
 Searches and refits compute in float32, models are judged and fine-tuned in bfloat16, but for
-`elpv_vit_tiny_float32` and `elpv_vit_small_float32`: the same models and photographs, judged in
-float32 (`--amp-dtype float32`). Three machines made the rows:
+`elpv_vit_tiny_float32` and `elpv_vit_small_float32`: the same models and photographs, judged and
+fine-tuned in float32 (`--amp-dtype float32`). Three machines made the rows:
 
 - an AMD EPYC without bfloat16 or VNNI, with other jobs beside: those judged in float32;
 - an AMD EPYC, with other jobs beside: all others of the solar cells' ViT-S; of the ViT-Ti those by
