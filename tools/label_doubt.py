@@ -2,8 +2,8 @@
 
     python -m tools.label_doubt --output docs/bench/label_doubt.md     # after `make data`
 
-Runs no model: it reads what docs/bench/accuracy/*.json hold of every test image, of `cover` and the
-predictor with geometric counts and 192 calibration images.
+Runs no model: it reads what docs/bench/accuracy/*.json hold of every test image, of `cover`, the
+predictor and merging with geometric counts and 192 calibration images.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cyclopts import App
 
 from slimdeploy.files import write_text
 from slimdeploy.images import ImageFolder
-from tools.accuracy_rows import DEFAULT, Hits, estimators, hits
+from tools.accuracy_rows import COMPARED, DEFAULT, Hits, hits
 from tools.hits import Bools
 
 app = App(help=__doc__.splitlines()[0])
-SHOWN = (DEFAULT, "predictor")
-STUDIES = ("elpv_vit_tiny", "elpv_vit_small")
+SHOWN = (DEFAULT, "predictor", "merge")
+STUDIES = ("elpv_vit_tiny", "elpv_vit_tiny_float32", "elpv_vit_small", "elpv_vit_small_float32")
 STAGES = {
     "dense_weights": "slim, dense weights",
     "refit": "slim, refit",
@@ -34,7 +34,8 @@ HEADER = """# Which solar cells a slim model gets wrong
 
 Made by `python -m tools.label_doubt` from the rows of [the table of accuracy](accuracy.md):
 geometric counts, 192 calibration images, mean over the seeds. Chosen by: `cover`, the same patches
-of every image, or `predictor`, each image its own (`slim --dynamic predictor`). Annotators gave
+of every image, `predictor`, each image its own (`slim --dynamic predictor`), or `merge`, its most
+similar ones averaged. `..._float32`: judged in float32, the others in bfloat16. Annotators gave
 each of the {n} test photographs a probability of 0, 1/3, 2/3 or 1 that the cell is defective; above
 0.5 it counts as defective. Sure: the {sure} of 0 and 1; doubted: the other {doubted}. Missed: share
 of the {defective} defective ones called functional; false alarms: share of the {functional}
@@ -66,10 +67,13 @@ def lines(name: str, record: dict[str, Any], of: dict[str, Bools]) -> list[str]:
     n = len(of["sure"])
     dense = figures(hits(record["dense"][str(n)], n), **of)
     out = [[name, "-", "-", "dense", "-", *dense]]
-    judged = {stage: dict(estimators(record["rows"], stage, names=SHOWN)) for stage in STAGES}
-    for budget in sorted({budget for found in judged.values() for budget in found}):
+    rows = [row for row in record["rows"] if (row["shape"], row["images"]) == COMPARED]
+    for budget in sorted({row["mac_reduction"] for row in rows if row["impact"] in SHOWN}):
         for chosen, (stage, title) in product(SHOWN, STAGES.items()):
-            if seeds := list(judged[stage].get(budget, {}).get(chosen, {}).values()):
+            alike = [
+                row for row in rows if (row["mac_reduction"], row["impact"]) == (budget, chosen)
+            ]
+            if seeds := [hits(row[stage]["right"], n) for row in alike if stage in row]:
                 cells = [name, f"{budget:.0%}", f"`{chosen}`", title, str(len(seeds))]
                 out.append(cells + figures(np.mean(seeds, axis=0), **of))
     return ["| " + " | ".join(cells) + " |" for cells in out]
