@@ -15,8 +15,9 @@ from slimdeploy.errors import GateError, InputError
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference allowed, as a share of the scale, by the coarsest type of the weights.
 
-Float32's is four times the most that rounding was seen to make: 2.4e-5, where 1e-6 is usual (a
-DINOv2 ViT-S slimmed by 60 % and refitted, one of 16 photographs).
+Float32's is four times the most that rounding was seen to make: 2.4e-5, where 1e-6 is usual, of a
+DINOv2 ViT-S slimmed by 60 % and refitted. On that photograph the slim file differs by 1.4e-5 from
+itself, with and without the optimiser of ONNX Runtime.
 """
 
 DEFAULT_TOLERANCE = TOLERANCES["float32"]
