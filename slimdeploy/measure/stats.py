@@ -86,7 +86,7 @@ def mean_interval(values: NDArray[Any], seed: int) -> Interval:
     """The percentile bootstrap 95 % interval of the mean of [n]; a single value has no spread."""
     if len(values) < 2:
         return Interval(float(values.mean()), float(values.mean()))
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)  # as `bootstrap_interval`, many samples at once
     n, means = len(values), np.empty(RESAMPLES)
     many = max(1, _DRAWN_AT_ONCE // n)
     for start in range(0, RESAMPLES, many):

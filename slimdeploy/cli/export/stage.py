@@ -126,8 +126,11 @@ class Stage:
 
     def sentence(self, result: dict[str, Any]) -> str:
         """The result for a person."""
-        against = "torch" if result["source"] == "timm" else "the dense graph"
-        if result["source"] != "timm" and self.schedule is not None:
+        if result["source"] == "timm":
+            against = "torch"
+        elif self.schedule is None:
+            against = "the dense graph"
+        else:
             against = dense_reference(self.schedule.dynamic)
         parity = result["parity"]
         found = "not checked" if parity is None else (
