@@ -25,8 +25,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"images, {settings['test_images']} test images, dense top-1 {dense.mean():.2%}.",
         "",
         "Static and the dynamic forms (named by their scorers, or `merge`) each take the shape of "
-        "counts that `slim --shape auto` finds best for them (as it did when this was measured, the "
-        "dynamic ones on 64 of the images); the cost of scoring is in the MACs, that of "
+        "counts that `slim --shape auto` finds best for them (as it did when this was measured, "
+        "the dynamic ones on 64 of the images); the cost of scoring is in the MACs, that of "
         "ToMe's similarities is not; the refit is that of `--ridge 1` for all. EViT and ToMe are "
         "written from their papers "
         "(`tools/peers`), lose tokens between attention and MLP, and like the others compute in "
