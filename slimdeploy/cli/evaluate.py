@@ -40,7 +40,8 @@ def evaluate(
     """Top-1 accuracy on an image folder, through the preprocessing the artifact was made with.
 
     Beside it: whether the model is right as often as it says (expected calibration error), and with
-    --dense what slimming changed, image by image, with intervals.
+    --dense what slimming changed, image by image, with intervals. Images that the search looked at
+    are counted ("images_seen"), and a note says so: on them a slim model looks better than it is.
 
     Args:
         artifact: an ONNX file or an engine. Its manifest records the preprocessing; for a file of
@@ -73,11 +74,12 @@ def evaluate(
             check_weights_safe(predictions, model)
     folder = open_images(data_dir, split, "test")
     preprocessing = preprocessing_of(artifact, pixels)
+    seen = _seen(artifact, folder)
     found = measure(artifact, folder, preprocessing, batch_size, threads, provider)
     if dense is None:
         if predictions is not None:
             write_predictions(predictions, found)
-        show(found.to_json(), accuracy_table(found), json)
+        show({**found.to_json(), "images_seen": seen}, accuracy_table(found), json)
         return
     other = preprocessing_of(dense, pixels, preprocessing)
     if other != preprocessing:
@@ -91,12 +93,27 @@ def evaluate(
         write_predictions(predictions, found, reference)
     sides = {"dense": reference.to_json(), "slim": found.to_json()}
     table = accuracy_table(reference, found, compared)
-    show({**sides, "comparison": compared.to_json()}, table, json)
+    show({**sides, "comparison": compared.to_json(), "images_seen": seen}, table, json)
     drop = points_lost(compared.difference)
     if max_top1_drop is not None and drop > max_top1_drop:
         raise GateError(
             f"{artifact}: top-1 is {drop:.2f} points below {dense}, allowed {max_top1_drop}"
         )
+
+
+def _seen(artifact: Path, folder: ImageFolder) -> int:
+    """How many of the images the search looked at; a word of it, if there are any."""
+    from slimdeploy.measure.seen import images_seen
+
+    found = images_seen(artifact, folder)
+    if found is None:
+        return 0
+    seen, schedule = found
+    note(
+        f"{folder.root}: {schedule} was searched on {seen} of these {len(folder)} images, so that "
+        "the model looks better here than it is; judge it on others: keep a test/ folder apart"
+    )
+    return seen
 
 
 def preprocessing_of(

@@ -84,3 +84,39 @@ def test_the_gate_needs_a_dense_model_and_lets_the_allowed_drop_pass(
         evaluated(capsys, *words, "--dense", dense, "--max-top1-drop", lost - 0.01)
     assert caught.value.code == 1
     assert "points below" in capsys.readouterr().err
+
+
+def test_images_that_the_search_saw_are_counted_and_told(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Judged on the folder it was searched on, on another, and through a file built from it."""
+    dense, slim, built = (tmp_path / f"{name}.onnx" for name in ("dense", "slim", "built"))
+    onnx.save(two_classes(), dense)
+    train, schedule = photographs / "train", tmp_path / "slim.json"
+    words = ["--onnx", dense, "--data-dir", train, "--mac-reduction", "0.3", "--images", 8]
+    main(["slim", *map(str, words), *PIXELS, "--output", str(slim)])
+    main(["build", str(slim), "--backend", "onnxruntime", "--output", str(built)])
+    capsys.readouterr()
+    for artifact in (slim, built):
+        main(["evaluate", str(artifact), "--data-dir", str(train), "--json"])
+        told = capsys.readouterr()
+        assert json.loads(told.out)["images_seen"] == 8
+        assert f"{schedule} was searched on 8 of these 24 images" in " ".join(told.err.split())
+    main(["evaluate", str(slim), "--data-dir", str(photographs), "--json"])
+    told = capsys.readouterr()
+    assert (json.loads(told.out)["images_seen"], told.err.count("searched on")) == (0, 0)
+
+
+def test_of_a_schedule_that_is_gone_or_another_nothing_is_told(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, slim, schedule = (tmp_path / name for name in ("dense.onnx", "slim.onnx", "slim.json"))
+    onnx.save(two_classes(), dense)
+    train = photographs / "train"
+    words = ["--onnx", dense, "--data-dir", train, "--mac-reduction", "0.3", "--images", 8]
+    main(["slim", *map(str, words), *PIXELS, "--output", str(slim)])
+    capsys.readouterr()
+    schedule.write_text(schedule.read_text().replace('"seed": 0', '"seed": 1'))
+    assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] == 0
+    schedule.unlink()
+    assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] == 0
