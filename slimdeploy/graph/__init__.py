@@ -9,7 +9,7 @@ Code map:
     anatomy/        grid, prefix tokens, head and widths, read from the graph itself
     tokens/         transformer blocks, and which tokens each tensor holds and is asked for
     selection/      how a selection of tokens is written, in which order, and recognised
-    dynamic/        tokens chosen or merged per image
+    dynamic/        tokens chosen or merged per image; by_image says whether a graph allows it
     forms           which passes the options on selection and on inputs and outputs ask for
     passes/         the rewrites in order, and their runner; reshapes says what a Reshape must
     optimize/       the rewrites of `--optimize`, which compute the same with less work

@@ -11,6 +11,7 @@ import pytest
 from slimdeploy.cli import main
 from slimdeploy.manifest import write_manifest
 from tests.cli.commands import ORT, error_line, saved
+from tests.graph.exports import export
 from tests.graph.text import model as text_model
 from tests.graph.vit_text import TOKENS, vit
 
@@ -72,3 +73,16 @@ def test_macs_of_a_fixed_batch_are_those_of_an_image(
         path = saved(model, folder / f"{batch}.onnx")
         macs.append(json.loads(shown(capsys, path, "--json"))["macs"])
     assert macs[0] == macs[1] > TOKENS
+
+
+def test_whether_images_could_decide_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {}
+    for kind in ("plain", "average"):
+        path = saved(export(kind, "dynamo18", True), folder / f"{kind}.onnx")
+        (told[kind],) = (x for x in shown(capsys, path).splitlines() if "by image" in x)
+        found = json.loads(shown(capsys, path, "--json"))["by_image"]
+        assert (found["merge"] is None) == (kind == "plain")
+    assert told["plain"].split(maxsplit=2)[2] == "--dynamic merge, --dynamic predictor"
+    assert told["average"].split(maxsplit=2)[2] == "no: its head pools over 16 tokens"

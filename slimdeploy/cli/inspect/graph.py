@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import onnx
 
 from slimdeploy.cli.common import load_onnx
 from slimdeploy.cli.inspect.engine import record_lines
+from slimdeploy.dynamic import PerImage
 from slimdeploy.engine.building.record import build_record
 from slimdeploy.errors import GraphError, InputError
 from slimdeploy.graph.anatomy import Anatomy, read_anatomy
 from slimdeploy.graph.anatomy.geometry import geometry_of
+from slimdeploy.graph.by_image import refusals
 from slimdeploy.graph.options import GraphOptions
 from slimdeploy.graph.outputs import keep_outputs
 from slimdeploy.graph.slimming import prepared
@@ -53,6 +55,9 @@ def graph_report(file: Path, outputs: tuple[str, ...]) -> tuple[dict[str, Any], 
         result |= _parts(anatomy, file.name)
         lines[1:1] = _part_lines(anatomy, [value.name for value in model.graph.output])
         reason = anatomy.head.refusal
+        if reason is None:
+            result["by_image"] = refusals(model, geometry_of(anatomy, file.name), str(file))
+            lines.append(_by_image_line(result["by_image"]))
     except (GraphError, InputError) as error:
         reason = str(error)
     result |= {"slimmable": reason is None, "reason": reason}
@@ -122,6 +127,16 @@ def _head(anatomy: Anatomy) -> str:
     if anatomy.num_classes:
         words.append(f"{anatomy.num_classes} classes")
     return ", ".join(words)
+
+
+def _by_image_line(refused: Mapping[PerImage, str | None]) -> str:
+    """What `--dynamic` could be, and why not."""
+    allowed = [way for way, reason in refused.items() if reason is None]
+    lines = [", ".join(f"--dynamic {way}" for way in allowed)] if allowed else []
+    reasons = {reason for reason in refused.values() if reason is not None}
+    if len(allowed) < len(refused):
+        lines.append(("not by merging: " if allowed else "no: ") + "; ".join(sorted(reasons)))
+    return f"  by image      {'; '.join(lines)}"
 
 
 def _ids(ids: Sequence[int], everything: range) -> str:

@@ -21,9 +21,11 @@ def inspect(file: Path, *, outputs: tuple[str, ...] = (), json: bool = False) ->
     """What is this file? A schedule, an ONNX graph, an engine, a manifest or another record.
 
     Of a graph: its blocks and the tokens of each, grid, prefix tokens, heads, widths, what the head
-    reads, the tables that run along the tokens, MACs; and where tokens cannot be dropped, the node
-    and the reason. Of an engine: how it was built, the tokens of each block, what its kernels show,
-    and whether it will load on this machine; it is not loaded for that.
+    reads, the tables that run along the tokens, MACs, and whether images could decide for
+    themselves (--dynamic); and where tokens cannot be dropped, the node and the reason.
+
+    Of an engine: how it was built, the tokens of each block, what its kernels show, and whether it
+    will load on this machine; it is not loaded for that.
 
     Args:
         file: the file.
