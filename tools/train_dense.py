@@ -28,7 +28,9 @@ from torch.nn import functional as F
 from slimdeploy.files import atomic_path
 from slimdeploy.images import ImageFolder
 from slimdeploy.preprocessing import Preprocessing
+from slimdeploy.slim.amp import autocast
 from slimdeploy.slim.checkpoint import save_weights
+from slimdeploy.slim.options import AmpDtype
 from tools.training_data import (
     MEAN,
     STD,
@@ -59,13 +61,15 @@ class Pace:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> float:
-    """Top-1 in bfloat16 autocast, for choosing only; `slimdeploy evaluate` gives the figures."""
+def accuracy(
+    model: nn.Module, images: Tensor, labels: Tensor, size: int, dtype: AmpDtype
+) -> float:
+    """Top-1 in that precision, for choosing only; `slimdeploy evaluate` gives the figures."""
     model.eval()
     right = 0
     for x, y in zip(images.split(64), labels.split(64), strict=True):
         x = F.interpolate(x.float() / 255, (size, size), mode="bicubic", antialias=True)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with autocast(x.device, dtype):
             right += int((model(normalise(x.clamp(0, 1))).argmax(1) == y).sum())
     return right / len(labels)
 
@@ -169,7 +173,7 @@ class Trainer:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.model.train()
         self.model.patch_drop.prob = step.drop
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device, self.arguments.amp_dtype):
             logits = self.model(images).float()
             loss = F.cross_entropy(logits, targets, label_smoothing=self.arguments.smoothing)
         self.optimiser.zero_grad()
@@ -215,7 +219,7 @@ def train(arguments: argparse.Namespace) -> None:
         if trainer.done % 50 == 0:
             print(f"step {trainer.done}/{len(steps)} size {step.size} {pace}", flush=True)
         if trainer.done % arguments.check_every == 0 or trainer.done == len(steps):
-            found = accuracy(trainer.ema.module, *held, step.size)
+            found = accuracy(trainer.ema.module, *held, step.size, arguments.amp_dtype)
             print(f"step {trainer.done}: validation top-1 {found:.2%} at {step.size}", flush=True)
             trainer.save()
     trainer.write()
@@ -253,6 +257,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--val-images", type=int, default=2000, help="drawn evenly")
     parser.add_argument("--check-every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument(
+        "--amp-dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of forward passes"
+    )
     parser.add_argument("--device", default="cpu", help="torch device, as cuda")
     parser.add_argument("--seed", type=int, default=0)
     return parser
