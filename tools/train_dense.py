@@ -61,9 +61,7 @@ class Pace:
 
 
 @torch.no_grad()
-def accuracy(
-    model: nn.Module, images: Tensor, labels: Tensor, size: int, dtype: AmpDtype
-) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, size: int, dtype: AmpDtype) -> float:
     """Top-1 in that precision, for choosing only; `slimdeploy evaluate` gives the figures."""
     model.eval()
     right = 0
