@@ -117,13 +117,34 @@ def counts_for_merging(
     """
     counts_for_budget(model, mac_reduction_wanted, shape, multiple_of)  # refuses what was asked for
 
+    def counts_of(tried: Shape) -> list[int]:
+        return _mildest(model, mac_reduction_wanted, 0.0, tried, multiple_of, saved)
+
     def saved(counts: list[int]) -> float:
         return 1 - model_macs(model, counts, dynamic="merge").total / dense_macs(model).total
 
-    counts = _mildest(model, mac_reduction_wanted, 0.0, shape, multiple_of, saved)
-    if problem := merge_problem(counts, model.tokens, len(model.prefix)):
-        raise InputError(f"--shape {shape}: {problem}; another shape spreads them")
+    def problem_of(counts: list[int]) -> str | None:
+        return merge_problem(counts, model.tokens, len(model.prefix))
+
+    counts = counts_of(shape)
+    if problem := problem_of(counts):
+        others = [other for other in get_args(Shape) if not _refused(counts_of, problem_of, other)]
+        remedy = f"--shape {others[0]} spreads them" if others else "no shape can: save less"
+        raise InputError(
+            f"--mac-reduction {mac_reduction_wanted}, {shape} counts: {problem}; {remedy}"
+        )
     return counts
+
+
+def _refused(
+    counts_of: Callable[[Shape], list[int]],
+    problem_of: Callable[[list[int]], str | None],
+    shape: Shape,
+) -> bool:
+    try:
+        return problem_of(counts_of(shape)) is not None
+    except InputError:
+        return True
 
 
 def counts_by_image(
@@ -184,18 +205,50 @@ TRIED: tuple[Shape, ...] = ("geometric", "early", "earlier")
 """What `auto` chooses from; measured: none of them is best for every model and budget."""
 
 
-def best_shape(
-    error: Callable[[Shape], float], progress: Callable[[str], None] | None = None
-) -> Shape:
-    """The shape of `TRIED` with the least error.
+def reachable_shapes(counts: Callable[[Shape], object]) -> list[Shape]:
+    """Those of `TRIED` whose counts can be had.
 
     Args:
+        counts: makes a shape's counts, or raises `InputError`.
+
+    Raises:
+        InputError: the first one's, if none can.
+    """
+    found: list[Shape] = []
+    refused: list[InputError] = []
+    for shape in TRIED:
+        try:
+            counts(shape)
+        except InputError as error:
+            refused.append(error)
+        else:
+            found.append(shape)
+    if not found:
+        raise refused[0]
+    return found
+
+
+def best_shape(
+    counts: Callable[[Shape], object],
+    error: Callable[[Shape], float],
+    progress: Callable[[str], None] | None = None,
+) -> Shape:
+    """The shape of `TRIED` with the least error, of those that are within reach.
+
+    Args:
+        counts: as for `reachable_shapes`.
         error: slims by that shape and says how far the result is from the dense model's.
         progress: called with a line for each shape.
+
+    Raises:
+        InputError: as `reachable_shapes`.
     """
-    found: dict[Shape, float] = {}
+    shapes, found = reachable_shapes(counts), dict[Shape, float]()
     for shape in TRIED:
-        found[shape] = error(shape)
+        said = "out of reach"
+        if shape in shapes:
+            found[shape] = error(shape)
+            said = f"held-out error {found[shape]:.4f}"
         if progress is not None:
-            progress(f"{shape} counts: held-out error {found[shape]:.4f}")
-    return min(TRIED, key=found.__getitem__)
+            progress(f"{shape} counts: {said}")
+    return min(shapes, key=found.__getitem__)

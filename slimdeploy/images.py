@@ -55,7 +55,7 @@ class ImageFolder:
         """List the images below `path`, or below `path/split`.
 
         Where no labels are needed (`labelled` False) one folder of images is enough, and they may
-        also lie in `path` itself.
+        also lie in `path` itself, all of them or beside folders of others.
 
         Raises:
             InputError: no such folder or split, fewer than two classes, or an empty class.
@@ -72,6 +72,9 @@ class ImageFolder:
                 f"{root}: needs two class folders or more with images in; found {found}"
             )
         per_class = [_images_below(root / name) for name in classes]
+        loose = [] if labelled else [file for file in _images_in(root) if file.parent == root]
+        if loose:
+            classes, per_class = ["", *classes], [loose, *per_class]
         return cls(
             root=root,
             classes=tuple(classes),
@@ -218,6 +221,18 @@ def load(file: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
         return preprocessing.apply(image)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+
+
+def is_split(path: Path, name: str) -> bool:
+    """Whether `path/name` is a split of the data, and not one class of several.
+
+    A class is called that where it holds no folders of its own and lies beside other images'.
+    """
+    folder = path / name
+    if not folder.is_dir():
+        return False
+    others = [path / other for other in _subfolders(path) if other not in SPLITS]
+    return bool(_subfolders(folder)) or not any(map(_images_in, others))
 
 
 def _choose_split(path: Path, split: str | None) -> Path:

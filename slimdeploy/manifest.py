@@ -47,6 +47,20 @@ class Source(_Record):
         """The file at `path`, or the one that will be there and is still at `lies_at`."""
         return cls(path=str(path), sha256=sha256_file(lies_at or path))
 
+    def find(self, artifact: Path) -> Path | None:
+        """The very file, if it is still where it was, or lies beside what was made from it.
+
+        A relative path was one of the folder that the command was given in, which is this one, or
+        one that `artifact` lies in.
+        """
+        path, folder = Path(self.path), artifact.resolve().parent
+        places = [path, *(above / path for above in (folder, *folder.parents)), folder / path.name]
+        return next((place for place in places if self.is_at(place)), None)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether that is the very file."""
+        return path.is_file() and sha256_file(path) == self.sha256
+
 
 class Manifest(_Record):
     """See the module.

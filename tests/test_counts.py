@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimdeploy.counts import (
+    TRIED,
     Shape,
+    best_shape,
     counts_by_image,
     counts_for_budget,
     counts_for_scoring,
     counts_of_shape,
+    reachable_shapes,
 )
 from slimdeploy.errors import InputError
 from slimdeploy.macs import dense_macs, mac_reduction
@@ -125,3 +129,27 @@ def test_by_image_a_layer_of_registers_without_patches_is_refused() -> None:
 def test_a_model_of_one_block_has_counts_of_every_shape() -> None:
     model = deit(192).model_copy(update={"depth": 1})
     assert all(counts_of_shape(model, shape, 0.5) == [1] for shape in get_args(Shape))
+
+
+def test_auto_leaves_out_shapes_that_cannot_be_had() -> None:
+    """At 70 % a steep fall would have to merge more than pairs; at 99 % nothing is left to try."""
+
+    def counts(wanted: float, shape: Shape) -> list[int]:
+        return counts_by_image("merge", deit(192), wanted, shape)
+
+    assert reachable_shapes(partial(counts, 0.46)) == list(TRIED)
+    assert reachable_shapes(partial(counts, 0.7)) == ["geometric", "early"]
+    with pytest.raises(InputError, match=r"--mac-reduction 0.99: geometric counts"):
+        reachable_shapes(partial(counts, 0.99))
+    told: list[str] = []
+    errors = {"geometric": 2.0, "early": 1.0}
+    assert best_shape(partial(counts, 0.7), errors.__getitem__, told.append) == "early"
+    assert told[2] == "earlier counts: out of reach"
+    assert len(told) == len(TRIED)
+
+
+def test_the_shape_that_would_spread_merging_is_named_if_there_is_one() -> None:
+    with pytest.raises(InputError, match=r"0.7, earlier counts: .*; --shape geometric spreads"):
+        counts_by_image("merge", deit(192), 0.7, "earlier")
+    with pytest.raises(InputError, match=r"no shape can: save less"):
+        counts_by_image("merge", deit(192), 0.9, "geometric")

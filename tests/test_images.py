@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from slimdeploy.errors import InputError
-from slimdeploy.images import ImageFolder, spread
+from slimdeploy.images import ImageFolder, is_split, spread
 from slimdeploy.preprocessing import Preprocessing
 
 SMALL = Preprocessing(
@@ -116,6 +116,27 @@ def test_without_labels_one_folder_is_enough(tmp_path: Path) -> None:
         ImageFolder.open(tmp_path, labelled=False)
     make_folder(tmp_path, {"all": 2})
     assert len(ImageFolder.open(tmp_path, labelled=False)) == 2
+
+
+def test_without_labels_images_beside_folders_count_too(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"more": 2})
+    Image.new("L", (10, 12)).save(tmp_path / "loose.png")
+    folder = ImageFolder.open(tmp_path, labelled=False)
+    assert [file.name for file in folder.files] == ["loose.png", "000.png", "001.png"]
+    assert folder.labels == (0, 1, 1)
+
+
+def test_a_class_may_be_called_as_a_split_is(tmp_path: Path) -> None:
+    assert not is_split(tmp_path, "train")
+    make_folder(tmp_path, {"bus": 1, "train": 2})
+    assert not is_split(tmp_path, "train")  # a vehicle
+    make_folder(tmp_path / "flat", {"train": 1, "val": 1})
+    assert is_split(tmp_path / "flat", "train")
+    (tmp_path / "flat" / "annotations").mkdir()
+    assert is_split(tmp_path / "flat", "train")
+    make_folder(tmp_path / "data" / "train", {"bus": 1, "car": 1})
+    make_folder(tmp_path / "data", {"more": 1})
+    assert is_split(tmp_path / "data", "train")
 
 
 def test_names_the_image_that_is_broken(root: Path) -> None:

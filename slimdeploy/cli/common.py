@@ -34,9 +34,9 @@ def open_images(
     data_dir: Path, split: str | None, default: str, *, labelled: bool = True
 ) -> ImageFolder:
     """The image folder at `data_dir`, or at one of its splits: the asked one, else the default."""
-    from slimdeploy.images import ImageFolder
+    from slimdeploy.images import ImageFolder, is_split
 
-    if split is None and (data_dir / default).is_dir():
+    if split is None and is_split(data_dir, default):
         split = default
     return ImageFolder.open(data_dir, split, labelled=labelled)
 
@@ -67,7 +67,9 @@ def weights_file(path: Path, schedule_path: Path, lies_at: Path | None = None) -
     """
     from slimdeploy.measure.onnx_file import model_digest
 
-    relative = os.path.relpath(path.resolve(), schedule_path.resolve().parent)
+    # A link keeps its own name, which tells the kind of file, as what it points to may not.
+    lies = path.parent.resolve() / path.name
+    relative = os.path.relpath(lies, schedule_path.resolve().parent)
     return WeightsFile(path=Path(relative).as_posix(), sha256=model_digest(lies_at or path))
 
 

@@ -12,6 +12,7 @@ from slimdeploy.cli.image_size import channels_first, taken_size
 from slimdeploy.cli.numbers import Count, Limit, OptionalCount
 from slimdeploy.cli.preprocessing import Pixels
 from slimdeploy.console import note, progress_bar
+from slimdeploy.engine import PLANS
 from slimdeploy.engine.sessions import Provider
 from slimdeploy.errors import GateError, InputError
 from slimdeploy.manifest import manifest_path, verify_manifest
@@ -67,6 +68,11 @@ def evaluate(
     for path in models:
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the path of a model or an engine")
+        if path.suffix not in (".onnx", *PLANS):
+            raise InputError(
+                f"{path}: not an .onnx or a .plan file; `export` writes one from weights and a "
+                "schedule"
+            )
     pixels.check()
     if predictions is not None:
         check_predictions(predictions, *models, *map(manifest_path, models))

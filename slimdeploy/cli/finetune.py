@@ -104,7 +104,10 @@ class _Job:
         return cls(schedule, path, dense, refitted or dense)
 
     def check_outputs(self, output: Path, output_schedule: Path | None) -> None:
-        check_writable(output, self.path, self.dense, self.initial)
+        # What the schedule names, even where other weights are given: without it it is of no use.
+        named = (self.schedule.checkpoint, self.schedule.slim_checkpoint)
+        files = [self.path.parent / weights.path for weights in named if weights is not None]
+        check_writable(output, self.path, self.dense, self.initial, *files)
         check_suffix("--output", output, ".safetensors")
         if output_schedule is not None:
             # Of the schedule itself: a command given again after a kill would read what it wrote.

@@ -34,6 +34,24 @@ Seed = Annotated[int, Parameter(converter=_whole, validator=validators.Number(gt
 Natural = Seed
 """How many of something there may be none of."""
 
+
+def _several(_: Any, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """Several in a word, with commas between, or a word each."""
+    words = [word for token in tokens for word in token.value.split(",") if word.strip()]
+    try:
+        return tuple(map(int, words))
+    except ValueError:
+        raise ValueError(f"{', '.join(words)}: give whole numbers with commas between.") from None
+
+
+def _all_counted(_: Any, values: tuple[int, ...]) -> None:
+    if any(value < 1 for value in values):
+        raise ValueError("Each must be at least 1.")
+
+
+Counts = Annotated[tuple[int, ...], Parameter(converter=_several, validator=_all_counted)]
+"""Numbers of things, counted from one."""
+
 OptionalSeed = Annotated[
     int | None, Parameter(converter=_whole, validator=validators.Number(gte=0))
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slimdeploy.errors import SlimdeployError
 from slimdeploy.files import sha256_file
-from slimdeploy.manifest import manifest_path, read_manifest
+from slimdeploy.manifest import Source, manifest_path, read_manifest
 from slimdeploy.measure.onnx_file import model_digest
 from slimdeploy.schedule import KeepSchedule
 
@@ -21,13 +21,17 @@ def weights_remark(schedule: KeepSchedule, path: Path, dense: Path) -> str | Non
         None if these weights are the ones meant, or if nothing tells.
     """
     if schedule.model.source == "timm":
-        if schedule.slim_checkpoint is None:
+        refitted = schedule.slim_checkpoint
+        source = _made_from(dense, "checkpoint")
+        if refitted is None or (source and source.sha256 == refitted.sha256):
             return None
         return (
-            f"{path} names the refitted weights {schedule.slim_checkpoint.path}, and the file has "
-            f"those of {dense}: export it without --onnx to have the refitted ones"
+            f"{path} goes with the refitted weights {refitted.path}, which {dense} is not known to "
+            f"have; `export --model {schedule.model.name} --checkpoint` with them writes the dense "
+            "file that has them"
         )
-    if schedule.checkpoint is None or _made_with(dense, path):
+    source = _made_from(dense, "schedule")
+    if schedule.checkpoint is None or (source and source.sha256 == sha256_file(path)):
         return None
     if model_digest(dense) != schedule.checkpoint.sha256:
         return (
@@ -42,12 +46,11 @@ def weights_remark(schedule: KeepSchedule, path: Path, dense: Path) -> str | Non
     )
 
 
-def _made_with(dense: Path, schedule: Path) -> bool:
-    """Whether a manifest says that the dense file was written beside this very schedule."""
+def _made_from(dense: Path, role: str) -> Source | None:
+    """What the manifest of the dense file names in that role, if there is one."""
     if not manifest_path(dense).is_file():
-        return False
+        return None
     try:
-        source = read_manifest(dense).made_from.get("schedule")
+        return read_manifest(dense).made_from.get(role)
     except SlimdeployError:
-        return False
-    return source is not None and source.sha256 == sha256_file(schedule)
+        return None

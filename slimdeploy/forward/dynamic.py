@@ -132,9 +132,7 @@ class _Maker:
 
     def plan(self, images: Array, shape: Shape) -> ChoicePlan:
         """How many tokens stay, and a scorer fitted to `images`."""
-        geometry, request = self.geometry, self.request
-        wanted, multiple = request.mac_reduction, request.multiple_of
-        counts = counts_by_image(self.scorer, geometry, wanted, shape, multiple)
+        geometry, counts = self.geometry, self._counts(shape)
         prefix = len(geometry.prefix)
         dynamic = Dynamic(scorer=self.scorer)
         if self.scorer == "predictor":
@@ -178,9 +176,15 @@ class _Maker:
         with parted(self.images, self.store) as (fit, seen):
             feed = self.feed(seen)
             wanted = HeadView.of(self.dense, self.blocks, feed, self.store)
-            found = best_shape(lambda tried: self._tried(tried, fit, feed, wanted), tell)
+            found = best_shape(
+                self._counts, lambda tried: self._tried(tried, fit, feed, wanted), tell
+            )
             self.store.release(wanted.stream)
             return found
+
+    def _counts(self, shape: Shape) -> list[int]:
+        wanted, multiple = self.request.mac_reduction, self.request.multiple_of
+        return counts_by_image(self.scorer, self.geometry, wanted, shape, multiple)
 
     def _tried(self, shape: Shape, fit: Array, seen: Feed, wanted: HeadView) -> float:
         """The error of a shape, on images that it was not fitted to."""

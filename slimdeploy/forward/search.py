@@ -80,7 +80,9 @@ class Search:
             with parted(self.images, self.store) as (fit, seen):
                 fed = self._feed(fit), self._feed(seen)
                 wanted = HeadView.of(self.dense, self.blocks, fed[1], self.store)
-                found = best_shape(lambda tried: self._error(views, tried, *fed, wanted), tell)
+                found = best_shape(
+                    self._counts, lambda tried: self._error(views, tried, *fed, wanted), tell
+                )
                 self.store.release(wanted.stream)
                 return found
 
@@ -93,9 +95,11 @@ class Search:
         told: Callable[[int], None] | None = None,
         saved: RunState | None = None,
     ) -> list[Layer]:
-        counts = counts_for_budget(self.geometry, self.mac_reduction, shape, self.multiple_of)
         views.keep = {}
-        return choose_tokens(views, self.impact, counts, self.seed, told, saved)
+        return choose_tokens(views, self.impact, self._counts(shape), self.seed, told, saved)
+
+    def _counts(self, shape: Shape) -> list[int]:
+        return counts_for_budget(self.geometry, self.mac_reduction, shape, self.multiple_of)
 
     def _error(self, views: Views, shape: Shape, fit: Feed, seen: Feed, wanted: HeadView) -> float:
         """How far what the head reads is from the dense graph's, on images held out."""

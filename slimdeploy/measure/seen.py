@@ -6,14 +6,16 @@ Accuracy there is better than it is elsewhere: the search and the refit fit thes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from slimdeploy.errors import InputError
-from slimdeploy.files import sha256_file
 from slimdeploy.images import ImageFolder
 from slimdeploy.manifest import Source, manifest_path, read_manifest
 from slimdeploy.schedule import KeepSchedule
 
+_CHAIN = ("onnx", "float32")
+"""Roles of what an engine or a quantised file was made from, which has a manifest of its own."""
 _FAR = 4
 """Artifacts between an engine and its schedule: engine, quantised file, slim file, and one."""
 
@@ -44,13 +46,10 @@ def images_seen(artifact: Path, folder: ImageFolder) -> tuple[int, Path] | None:
 def _schedules(artifact: Path, far: int) -> Iterator[tuple[Path, KeepSchedule]]:
     """The schedules that `artifact` was made from, as far as they are still there."""
     for role, source in _made_from(artifact).items():
-        for path in (Path(source.path), artifact.parent / Path(source.path).name):
-            if role == "schedule" and (schedule := _schedule(path, source)):
-                yield path, schedule
-                break
-            if far > 1 and role != "schedule" and _is(path, source) and _made_from(path):
-                yield from _schedules(path, far - 1)
-                break
+        if role == "schedule" and (path := source.find(artifact)):
+            yield from _read(path)
+        elif far > 1 and role in _CHAIN and (path := source.find(artifact)):
+            yield from _schedules(path, far - 1)
 
 
 def _made_from(artifact: Path) -> dict[str, Source]:
@@ -63,15 +62,7 @@ def _made_from(artifact: Path) -> dict[str, Source]:
         return {}
 
 
-def _schedule(path: Path, source: Source) -> KeepSchedule | None:
-    """The schedule at `path`; None where it is another file, or a manifest with the counts only."""
-    if not _is(path, source):
-        return None
-    try:
-        return KeepSchedule.read(path)
-    except InputError:
-        return None
-
-
-def _is(path: Path, source: Source) -> bool:
-    return path.is_file() and sha256_file(path) == source.sha256
+def _read(path: Path) -> Iterator[tuple[Path, KeepSchedule]]:
+    """The schedule at `path`; none where it is a manifest, which has the counts only."""
+    with suppress(InputError):
+        yield path, KeepSchedule.read(path)

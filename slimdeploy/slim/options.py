@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from slimdeploy.cli.numbers import Count, OptionalCount, Seed
+from slimdeploy.cli.numbers import Count, Counts, OptionalCount, Seed
 from slimdeploy.errors import InputError
 
 AmpDtype = Literal["float32", "bfloat16", "float16"]
@@ -60,7 +60,8 @@ class FinetuneOptions:
         kd_temperature: softmax temperature of those logits.
         feature_weight: weight of the tokens that the dense model's head reads as a target.
         token_weight: weight of all tokens that the slim model keeps at some depths as a target.
-        token_layers: after which layers, from 1, these are compared (default: each quarter).
+        token_layers: after which layers, from 1, these are compared, as 3,6,9 (default: each
+            quarter).
         ema_decay: of the running average of the weights, which is the result.
         min_scale: smallest share of the image's area that a random crop keeps.
         ratio: smallest and largest aspect ratio of a random crop.
@@ -89,7 +90,7 @@ class FinetuneOptions:
     kd_temperature: float = 2.0
     feature_weight: float = 2.0
     token_weight: float = 0.0
-    token_layers: tuple[Count, ...] = ()
+    token_layers: Counts = ()
     ema_decay: float = 0.98
     min_scale: float = 0.7
     ratio: tuple[float, float] = (0.9, 1.1)

@@ -35,6 +35,7 @@ def closest_shape(
     dense: Vit,
     geometry: ModelGeometry,
     images: Tensor,
+    counts: Callable[[Shape], list[int]],
     make: Callable[[Calibration, Shape], Any],
     progress: Callable[[str], None] | None = None,
 ) -> Shape:
@@ -42,6 +43,7 @@ def closest_shape(
 
     Args:
         images: all calibration images, [n, C, H, W].
+        counts: of a shape; raises `InputError` for one that cannot save what is asked for.
         make: the slim model of a shape, fitted to the images it is given.
         progress: called with a line for each shape.
     """
@@ -60,7 +62,7 @@ def closest_shape(
                 found = torch.cat([slim.forward_features(x) for x in seen.split(16)])
             return float((found - wanted).square().sum() / wanted.square().sum())
 
-        return best_shape(error, progress)
+        return best_shape(counts, error, progress)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,11 @@ class Trial:
     def best(self, progress: Callable[[str], None] | None = None) -> Shape:
         """The shape with the least error."""
         dense, geometry = self.state.dense, self.state.geometry
-        return closest_shape(dense, geometry, self.images, self._made, progress)
+        return closest_shape(dense, geometry, self.images, self._counts, self._made, progress)
+
+    def _counts(self, shape: Shape) -> list[int]:
+        geometry = self.state.geometry
+        return counts_for_budget(geometry, self.mac_reduction, shape, self.multiple_of)
 
     def _made(self, fitted: Calibration, shape: Shape) -> SlimVit:
         keep, model = self._choose(shape), self.state.dense
@@ -95,7 +101,7 @@ class Trial:
 
     def _choose(self, shape: Shape) -> list[list[int]]:
         state, geometry = self.state, self.state.geometry
-        counts = counts_for_budget(geometry, self.mac_reduction, shape, self.multiple_of)
+        counts = self._counts(shape)
         state.keep = {state.depth: list(geometry.head_reads)}
         for layer in range(state.depth - 1, 0, -1):
             floor = sorted({*state.keep[layer + 1], *state.protected})

@@ -19,7 +19,7 @@ from slimdeploy.slim.checkpoint import Checkpoint
 from slimdeploy.slim.types import Vit
 
 _REGISTER: PrefixKind = "register"
-_AS_FILE = "write the model as ONNX and give the file: plan --onnx FILE --pool-kept"
+_AS_FILE = "write it as ONNX and give the file: slim --onnx FILE --pool-kept"
 # Their files are slimmed: `docs/bench/matrix.md`.
 _ONLY_AS_FILES = ("Beit", "Eva", "NaFlexVit", "VisionTransformerRelPos")
 

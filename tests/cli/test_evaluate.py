@@ -120,3 +120,12 @@ def test_of_a_schedule_that_is_gone_or_another_nothing_is_told(
     assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] == 0
     schedule.unlink()
     assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] == 0
+
+
+@pytest.mark.parametrize("name", ["slim.safetensors", "sched.json"])
+def test_what_is_no_model_file_is_said_to_be_none(
+    name: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("{}")
+    line = fails(capsys, "evaluate", tmp_path / name, "--data-dir", photographs)
+    assert f"{name}: not an .onnx or a .plan file; `export` writes one" in line

@@ -128,3 +128,21 @@ def test_numbers_are_not_rounded(words: str, capsys: pytest.CaptureFixture[str])
     flag, value = words.split()[-2:]
     said = f"for {flag}: {value} is no whole number"
     assert said in error_line(capsys, 2, *words.split())
+
+
+@pytest.mark.parametrize("given", [["1,3"], ["1", "3"]])
+def test_layers_are_given_with_commas_or_one_by_one(
+    given: list[str], checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "t.safetensors"
+    words = ["finetune", "--keep-schedule", planned(checkpoint, tmp_path), *SHORT, *UNLABELLED]
+    layers = [word for each in given for word in ("--token-layers", each)]
+    more = ["--token-weight", 1, *layers, "--data-dir", photographs, "--output", output]
+    main([str(word) for word in (*words, *more)])
+    assert output.is_file()
+
+
+def test_a_layer_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["finetune", "--keep-schedule", "a", "--data-dir", "b", "--token-layers"]
+    assert "1, x: give whole numbers with commas between" in error_line(capsys, 2, *words, "1,x")
+    assert "Each must be at least 1" in error_line(capsys, 2, *words, "0,3")

@@ -255,7 +255,7 @@ BAD = [
     (["--mac-reduction", "nan"], "--mac-reduction nan: each must be above 0"),
     (["--mac-reduction", "0.3,0.30"], "--mac-reduction 0.3,0.30: 0.3 is there twice"),
     (["--mac-reduction", "0.3,0.99"], "--mac-reduction 0.99: geometric counts reach at most"),
-    (["--impact", "magic"], "--impact magic: needs --model; with --onnx choose grid"),
+    (["--impact", "magic"], "--impact magic: give one of cover, joint, path"),
     (["--impact", "grid,grid"], "--impact grid,grid: grid is there twice"),
     (["--seeds", "0,0"], "--seeds 0,0: 0 is there twice"),
     (["--seeds", "-1"], "--seeds -1: must be at least 0"),
@@ -362,3 +362,27 @@ def test_a_sweep_of_a_timm_model(
         schedule = KeepSchedule.read(tmp_path / "out" / point["files"]["schedule"])
         assert (schedule.dynamic is None) == (point is static)
     assert found["dense"]["file"] == str(tmp_path / "out" / "dense.onnx")
+
+
+def test_other_classes_are_noticed_before_anything_is_written(
+    dense: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "three"
+    for name in ("a", "b", "c"):
+        shutil.copytree(photographs / "test" / "dark", data / name)
+    line = fails(capsys, *words(dense, data, "--mac-reduction", 0.3))
+    assert "3 class folders, but dense.onnx has 2 outputs" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_nothing_but_its_settings_is_taken_over(
+    dense: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run leaves that fails before its first model is made."""
+    output = dense.with_name("out")
+    output.mkdir()
+    (output / "settings.json").write_text('{"images": 1}')
+    assert swept(capsys, dense, photographs, "--mac-reduction", 0.3)["points"]
+    (output / "settings.json").write_text('{"images": 1}')
+    with pytest.raises(SystemExit):
+        swept(capsys, dense, photographs, "--mac-reduction", 0.3)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from slimdeploy.counts import ShapeChoice
+from slimdeploy.dynamic import PerImage
 from slimdeploy.errors import InputError, one_line
 from slimdeploy.files import check_writable, read_bytes, write_text
-from slimdeploy.slim.choices import Reconstruct, Strength
+from slimdeploy.slim.choices import ImpactName, Reconstruct, Strength
 
 T = TypeVar("T", int, float, str)
 
@@ -100,13 +101,17 @@ def points_of(
     """All of them, a whole front for the first seed before the next.
 
     Raises:
-        InputError: for a budget or seed that makes no sense.
+        InputError: for a budget or seed that makes no sense, or an unknown impact.
     """
     for reduction in reductions:
         if not 0 < reduction < 1:
             raise InputError(
                 f"--mac-reduction {reduction:g}: each must be above 0 and below 1, as 0.46"
             )
+    known = (*get_args(ImpactName), *get_args(PerImage))
+    for impact in impacts:
+        if impact not in known:
+            raise InputError(f"--impact {impact}: give one of {', '.join(known)}")
     for seed in seeds:
         if seed < 0:
             raise InputError(f"--seeds {seed}: must be at least 0")
@@ -127,9 +132,9 @@ def open_folder(output: Path, settings: dict[str, Any]) -> None:
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; --output names a folder")
     mark = output / MARK
-    if mark.is_file():
+    if mark.is_file() and [*output.iterdir()] != [mark]:  # a run that failed early left it alone
         _check_same(mark, settings)
-    elif output.is_dir() and any(output.iterdir()):
+    elif not mark.is_file() and output.is_dir() and any(output.iterdir()):
         raise InputError(
             f"{output}: is not empty and holds no sweep; name a new folder with --output"
         )

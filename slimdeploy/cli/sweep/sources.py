@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from slimdeploy.cli.export.stage import Stage
 from slimdeploy.cli.sweep.points import Point, SharedFlags
-from slimdeploy.counts import Shape, counts_by_image, counts_for_budget
+from slimdeploy.counts import Shape, counts_by_image, counts_for_budget, reachable_shapes
 from slimdeploy.dynamic import per_image
 from slimdeploy.errors import InputError
 from slimdeploy.graph.options import GraphOptions
@@ -84,9 +85,6 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
     Raises:
         InputError: for a budget that no counts reach, or what the source cannot make.
     """
-    shared = source.shared
-    # Any of the shapes that `auto` tries can save what geometric counts can.
-    shape: Shape = "geometric" if shared.shape == "auto" else shared.shape
     for point in points:
         try:
             source.check_point(point)
@@ -95,10 +93,18 @@ def check_points(source: Source, points: Sequence[Point]) -> None:
                 raise
             # It speaks of --dynamic, as `slim` calls what is an --impact here.
             raise InputError(f"--impact {point.impact}: {error}") from error
-        if way := per_image(point.impact):
-            counts_by_image(way, source.geometry, point.wanted, shape, shared.multiple_of)
+        counts = partial(_counts, source, point)
+        if source.shared.shape == "auto":
+            reachable_shapes(counts)
         else:
-            counts_for_budget(source.geometry, point.wanted, shape, shared.multiple_of)
+            counts(source.shared.shape)
+
+
+def _counts(source: Source, point: Point, shape: Shape) -> list[int]:
+    geometry, multiple = source.geometry, source.shared.multiple_of
+    if way := per_image(point.impact):
+        return counts_by_image(way, geometry, point.wanted, shape, multiple)
+    return counts_for_budget(geometry, point.wanted, shape, multiple)
 
 
 def check_batch(source: Source, sizes: Sequence[int]) -> None:

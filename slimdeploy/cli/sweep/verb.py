@@ -174,6 +174,8 @@ def _opened(
     if timing is not None:
         check_batch(source, timing.batch_sizes)
     shared = source.shared
+    if source.geometry.num_classes:
+        test.check_classes(source.geometry.num_classes, source.geometry.name)
     looked_at = open_images(shared.data_dir, shared.split, "train", labelled=False)
     if looked_at.root == test.root:
         note(f"{test.root}: calibration and test images are the same folder")

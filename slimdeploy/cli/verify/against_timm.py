@@ -20,7 +20,7 @@ from slimdeploy.console import note
 from slimdeploy.errors import GateError, GraphError, InputError, requires
 from slimdeploy.files import sha256_file
 from slimdeploy.manifest import Manifest
-from slimdeploy.schedule import KeepSchedule
+from slimdeploy.schedule import KeepSchedule, WeightsFile
 
 if TYPE_CHECKING:
     from slimdeploy.measure.parity import Parity
@@ -82,8 +82,8 @@ def torch_parity(
 
     manifest = verify_manifest(slim) if manifest_path(slim).is_file() else None
     if checkpoint is None and manifest is not None:
-        checkpoint = _recorded_weights(slim, manifest)
         named = schedule.slim_checkpoint or schedule.checkpoint
+        checkpoint = _recorded_weights(slim, manifest, named, keep_schedule)
         if checkpoint and named and sha256_file(checkpoint) != named.sha256:
             others = f"{keep_schedule} names others"
             note(f"{slim}: compared with {checkpoint}, as its manifest says; {others}")
@@ -105,8 +105,13 @@ def torch_parity(
     return compare_outputs(torch_logits(reference, arrays), onnx_logits(slim, arrays), tolerance)
 
 
-def _recorded_weights(slim: Path, manifest: Manifest) -> Path | None:
+def _recorded_weights(
+    slim: Path, manifest: Manifest, named: WeightsFile | None, keep_schedule: Path
+) -> Path | None:
     """The weights that the file's manifest says it was made from; None if it names none.
+
+    Args:
+        named: what the schedule names, which may have moved with it.
 
     Raises:
         InputError: if they are gone or changed: other weights would give a false verdict.
@@ -114,9 +119,10 @@ def _recorded_weights(slim: Path, manifest: Manifest) -> Path | None:
     recorded = manifest.made_from.get("checkpoint")
     if recorded is None:
         return None
-    for path in (Path(recorded.path), slim.parent / Path(recorded.path).name):
-        if path.is_file() and sha256_file(path) == recorded.sha256:
-            return path
+    if path := recorded.find(slim):
+        return path
+    if named is not None and recorded.is_at(moved := keep_schedule.parent / named.path):
+        return moved
     raise InputError(
         f"{slim}: was made from {recorded.path}, which is gone or has changed; "
         "give it with --checkpoint"

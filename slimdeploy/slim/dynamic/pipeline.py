@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,12 +85,13 @@ def dynamic_model(
     """
     saved = saved or RunState(None, {})
     if request.shape == "auto":
+        counts_of = partial(request.counts, geometry)
 
         def made(fitted: Calibration, tried: Shape) -> DynamicVit | MergeVit:
-            return _made(fitted, request.counts(geometry, tried), request)[0]
+            return _made(fitted, counts_of(tried), request)[0]
 
         def closest() -> Shape:
-            return closest_shape(dense, geometry, images, made, progress)
+            return closest_shape(dense, geometry, images, counts_of, made, progress)
 
         shape = saved.once("shape", closest, TRIED)
     else:
