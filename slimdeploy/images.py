@@ -61,25 +61,12 @@ class ImageFolder:
             InputError: no such folder or split, fewer than two classes, or an empty class.
         """
         root = _choose_split(Path(path), split)
-        classes = _subfolders(root)
-        if not labelled and not classes and (flat := _images_in(root)):
-            return cls(root=root, classes=("",), files=tuple(flat), labels=(0,) * len(flat))
-        if not labelled and not classes:
-            raise InputError(f"{root}: no images here, nor folders of images")
-        if labelled and len(classes) < 2:
-            found = f"only '{classes[0]}'" if classes else "none"
-            raise InputError(
-                f"{root}: needs two class folders or more with images in; found {found}"
-            )
-        per_class = [_images_below(root / name) for name in classes]
-        loose = [] if labelled else [file for file in _images_in(root) if file.parent == root]
-        if loose:
-            classes, per_class = ["", *classes], [loose, *per_class]
+        per_class = _by_class(root) if labelled else _by_folder(root)
         return cls(
             root=root,
-            classes=tuple(classes),
-            files=tuple(file for files in per_class for file in files),
-            labels=tuple(label for label, files in enumerate(per_class) for _ in files),
+            classes=tuple(per_class),
+            files=tuple(file for files in per_class.values() for file in files),
+            labels=tuple(i for i, files in enumerate(per_class.values()) for _ in files),
         )
 
     def __len__(self) -> int:
@@ -251,6 +238,25 @@ def _choose_split(path: Path, split: str | None) -> Path:
 
 def _subfolders(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _by_class(root: Path) -> dict[str, list[Path]]:
+    """The images of each class folder."""
+    classes = _subfolders(root)
+    if len(classes) < 2:
+        found = f"only '{classes[0]}'" if classes else "none"
+        raise InputError(f"{root}: needs two class folders or more with images in; found {found}")
+    return {name: _images_below(root / name) for name in classes}
+
+
+def _by_folder(root: Path) -> dict[str, list[Path]]:
+    """The images of each folder that has any, and under no name those of `root` itself."""
+    loose = [file for file in _images_in(root) if file.parent == root]
+    folders = {"": loose, **{name: _images_in(root / name) for name in _subfolders(root)}}
+    found = {name: files for name, files in folders.items() if files}
+    if not found:
+        raise InputError(f"{root}: no images here, nor folders of images")
+    return found
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -42,7 +42,8 @@ def evaluate(
 
     Beside it: whether the model is right as often as it says (expected calibration error), and with
     --dense what slimming changed, image by image, with intervals. Images that the search looked at
-    are counted ("images_seen"), and a note says so: on them a slim model looks better than it is.
+    are counted ("images_seen"; null if the schedule behind the file is not found), and a note says
+    so: on them a slim model looks better than it is.
 
     Args:
         artifact: an ONNX file or an engine. Its manifest records the preprocessing; for a file of
@@ -107,18 +108,19 @@ def evaluate(
         )
 
 
-def _seen(artifact: Path, folder: ImageFolder) -> int:
-    """How many of the images the search looked at; a word of it, if there are any."""
+def _seen(artifact: Path, folder: ImageFolder) -> int | None:
+    """How many of the images the search looked at, None if nothing tells; a word if any."""
     from slimdeploy.measure.seen import images_seen
 
     found = images_seen(artifact, folder)
     if found is None:
-        return 0
+        return None
     seen, schedule = found
-    note(
-        f"{folder.root}: {schedule} was searched on {seen} of these {len(folder)} images, so that "
-        "the model looks better here than it is; judge it on others: keep a test/ folder apart"
-    )
+    if seen:
+        note(
+            f"{folder.root}: {schedule} was searched on {seen} of these {len(folder)} images, so "
+            "that the model looks better here than it is; judge it on others: keep a test/ folder"
+        )
     return seen
 
 

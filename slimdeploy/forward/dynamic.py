@@ -16,7 +16,7 @@ from slimdeploy.dynamic import Dynamic, PerImage, choosing_layers
 from slimdeploy.errors import InputError
 from slimdeploy.files import TEMPORARY
 from slimdeploy.forward.anatomy import BlockNames, block_names
-from slimdeploy.forward.errors import HeadView, error_of
+from slimdeploy.forward.errors import HeadView, error_of, judged_outputs
 from slimdeploy.forward.predictor import fit_predictor
 from slimdeploy.forward.refit import Refit, refit_graph, transfer
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
@@ -36,7 +36,7 @@ from slimdeploy.measure.image_ids import with_ids
 from slimdeploy.measure.image_pairs import image_pair
 from slimdeploy.measure.image_proof import prove_images
 from slimdeploy.measure.onnx_file import coarsest_weights
-from slimdeploy.measure.parity import TOLERANCES, Parity
+from slimdeploy.measure.parity import TOLERANCES, Parity, worst
 from slimdeploy.positions import most_chosen
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import ModelGeometry
@@ -222,7 +222,7 @@ def _require(
         path = Path(folder) / "slim.onnx"
         save_model(slim, path)
         proof = prove_images(image_pair(dense, slim, path, plan), [images], tolerance, None)
-    parity = proof.outputs[dense.graph.output[0].name]
+    parity = worst(proof.outputs[name] for name in judged_outputs(slim))
     parity.require(f"{source}: slim against the dense graph of its choices; nothing was written")
     return parity
 

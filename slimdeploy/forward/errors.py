@@ -14,6 +14,18 @@ from slimdeploy.forward.cut import Cutter
 from slimdeploy.forward.running import Feed, open_whole
 from slimdeploy.store import Array, Store
 
+_WHOLE = (onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
+
+
+def judged_outputs(model: onnx.ModelProto) -> list[str]:
+    """Names of the outputs that are compared, the result first: an image's real numbers, if any.
+
+    A class that is given out as a whole number tells less than what it is the largest of.
+    """
+    kinds = {value.name: value.type.tensor_type for value in model.graph.output}
+    shaped = [name for name, kind in kinds.items() if kind.shape.dim]
+    return [name for name in shaped if kinds[name].elem_type not in _WHOLE] or shaped or [*kinds]
+
 
 @dataclass(frozen=True)
 class HeadError:
@@ -22,14 +34,15 @@ class HeadError:
     Attributes:
         head_input: squared error of the residual stream that the head reads, at the kept tokens,
             over its squared norm.
-        outputs: the same of the first output.
-        top1_agreement: the share of images whose largest output is at the same place.
+        outputs: the same of the result, which is the first output of real numbers.
+        top1_agreement: the share of images whose largest output is at the same place; None where
+            there is but one, as of a regression.
     """
 
     images: int
     head_input: float
     outputs: float
-    top1_agreement: float
+    top1_agreement: float | None
 
     def to_json(self) -> dict[str, Any]:
         """A plain record."""
@@ -38,7 +51,7 @@ class HeadError:
 
 @dataclass(frozen=True)
 class HeadView:
-    """The stream that the head reads and the first output, of one graph on the same images.
+    """The stream that the head reads and the result, of one graph on the same images.
 
     Attributes:
         stream: [n, tokens held, D], from a `Store`.
@@ -54,7 +67,7 @@ class HeadView:
     ) -> HeadView:
         """Run a dense graph or what was made of it."""
         end = blocks[-1].output or blocks[-1].attention
-        first, count = model.graph.output[0].name, len(feed.images)
+        first, count = judged_outputs(model)[0], len(feed.images)
         stream, answers = None, []
         with open_whole(Cutter(model).cut([], list(dict.fromkeys((end, first))))) as part:
             for rows, found in feed.run(part):
@@ -72,8 +85,16 @@ class HeadView:
             images=len(one),
             head_input=_relative(self.stream, dense.stream, list(ids)),
             outputs=_relative(one, two, list(range(two.shape[1]))),
-            top1_agreement=float((one.argmax(1) == two.argmax(1)).mean()),
+            top1_agreement=_agreement(one, two),
         )
+
+
+def _agreement(one: Array, two: Array) -> float | None:
+    if one.shape[1] > 1:
+        return float((one.argmax(1) == two.argmax(1)).mean())
+    if np.issubdtype(one.dtype, np.floating):
+        return None
+    return float((one == two).mean())  # the class itself
 
 
 def error_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from slimdeploy.dynamic import Dynamic, PerImage
 from slimdeploy.errors import InputError
 from slimdeploy.forward.anatomy import BlockNames, block_names
 from slimdeploy.forward.choices import ForwardImpact
-from slimdeploy.forward.errors import HeadError, HeadView, error_of
+from slimdeploy.forward.errors import HeadError, HeadView, error_of, judged_outputs
 from slimdeploy.forward.refit import refit_graph, transfer
 from slimdeploy.forward.ridge import RidgeOptions, ridge_options
 from slimdeploy.forward.running import Feed, batch_size, feed_of, open_whole
@@ -22,7 +23,7 @@ from slimdeploy.forward.search import Search, in_order
 from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, slim_graph
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.measure.onnx_file import coarsest_weights
-from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs
+from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs, worst
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES
@@ -227,17 +228,19 @@ def _require(
         GateError: if they differ by more than rounding.
     """
     tolerance = TOLERANCES[coarsest_weights(dense)]
+    names = judged_outputs(slim)
     reference, found = (
-        _first_output(model, feed)
+        _answers(model, names, feed)
         for model in (masked_graph(dense, keep, pool_kept=pool_kept), slim)
     )
-    parity = compare_outputs(reference, found, tolerance)
+    parity = worst(map(partial(compare_outputs, tolerance=tolerance), reference, found))
     parity.require(f"{source}: slim against the masked dense graph; nothing was written")
     return parity
 
 
-def _first_output(model: onnx.ModelProto, feed: Feed) -> Array:
-    name = model.graph.output[0].name
+def _answers(model: onnx.ModelProto, names: Sequence[str], feed: Feed) -> list[Array]:
+    """What `model` says of all images, [n, ...] as [n, values], for each of these outputs."""
     with open_whole(model) as part:
-        found = np.concatenate([outputs[name] for _, outputs in feed.run(part)])
-    return found.reshape(len(found), -1)
+        found = [outputs for _, outputs in feed.run(part)]
+    joined = [np.concatenate([outputs[name] for outputs in found]) for name in names]
+    return [answer.reshape(len(answer), -1) for answer in joined]

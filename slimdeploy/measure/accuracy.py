@@ -244,14 +244,15 @@ def compare_accuracy(dense: Accuracy, slim: Accuracy, seed: int = 0) -> Accuracy
 
 
 def _classify(engine: Engine, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Outputs, [n, classes], for up to a batch of images."""
-    first = engine.outputs[0].name
+    """Outputs, [n, classes], for up to a batch of images: the first of that form."""
+    scores = [x for x in engine.outputs if "float" in x.dtype and len(x.shape) == 2]
+    first = (scores or engine.outputs)[0].name
     answer: Array = infer_all(engine, images)[first]
     if answer.ndim != 2:
         name = engine.describe().artifact
         raise InputError(
             f"{name}: output '{first}' has shape {list(answer.shape)}; a classifier's is "
-            "[batch, classes]"
+            "[batch, classes], and no other output is one"
         )
     return answer.astype(np.float32)
 

@@ -41,7 +41,7 @@ def giving(slim: onnx.ModelProto, names: Sequence[str], what: str) -> onnx.Model
     copy = onnx.ModelProto()
     copy.CopyFrom(slim)
     for name in names:
-        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [None, None])
         copy.graph.output.append(value)
     return copy
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 from slimdeploy.errors import InputError
 from slimdeploy.images import ImageFolder
 from slimdeploy.manifest import Source, manifest_path, read_manifest
+from slimdeploy.positions import Positions
 from slimdeploy.schedule import KeepSchedule
 
 _CHAIN = ("onnx", "float32")
@@ -21,26 +23,38 @@ _FAR = 4
 
 
 def images_seen(artifact: Path, folder: ImageFolder) -> tuple[int, Path] | None:
-    """How many images of `folder` the schedule behind `artifact` was searched on.
+    """How many images of `folder` the schedule behind `artifact` was searched on, or refitted.
 
     A schedule records its seed, how many images were drawn, and their digest: the draw is repeated,
     and has that digest only of the same files. Copies of them elsewhere are not recognised, nor is
     a schedule that has moved.
 
     Returns:
-        Their number and the schedule's file; None if it saw none of them, or nothing tells.
+        Their number and the schedule's file; None if nothing tells.
 
     Raises:
         InputError: if an image cannot be read.
     """
-    for path, schedule in _schedules(artifact, _FAR):
-        made = schedule.provenance
-        if made.images is None or made.data is None:
-            continue
-        drawn = folder.sample(made.images, made.seed)
-        if len(drawn) == made.images and drawn.digest() == made.data:
-            return len(drawn), path
-    return None
+    nearest = next(_schedules(artifact, _FAR), None)
+    if nearest is None:
+        return None
+    path, schedule = nearest
+    made = schedule.provenance
+    if made.images is None or made.data is None or not _looked(schedule):
+        return 0, path
+    drawn = folder.sample(made.images, made.seed)
+    same = len(drawn) == made.images and drawn.digest() == made.data
+    return len(drawn) if same else 0, path
+
+
+def _looked(schedule: KeepSchedule) -> bool:
+    """Whether anything was decided by what the images show."""
+    made, dynamic = schedule.provenance, schedule.dynamic
+    if made.reconstruct not in (None, "none"):
+        return True
+    if dynamic is not None:
+        return dynamic.scorer == "predictor"
+    return made.impact not in (None, *get_args(Positions))
 
 
 def _schedules(artifact: Path, far: int) -> Iterator[tuple[Path, KeepSchedule]]:

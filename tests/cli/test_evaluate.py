@@ -117,8 +117,20 @@ def test_of_a_schedule_that_is_gone_or_another_nothing_is_told(
     main(["slim", *map(str, words), *PIXELS, "--output", str(slim)])
     capsys.readouterr()
     schedule.write_text(schedule.read_text().replace('"seed": 0', '"seed": 1'))
-    assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] == 0
+    assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] is None
     schedule.unlink()
+    assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] is None
+
+
+def test_a_rank_without_images_and_without_a_refit_has_seen_none(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, slim, train = tmp_path / "dense.onnx", tmp_path / "slim.onnx", photographs / "train"
+    onnx.save(two_classes(), dense)
+    words = ["--onnx", dense, "--data-dir", train, "--mac-reduction", "0.3", "--images", 8]
+    words += ["--impact", "grid", "--reconstruct", "none", "--output", slim]
+    main(["slim", *map(str, words), *PIXELS])
+    capsys.readouterr()
     assert evaluated(capsys, slim, "--data-dir", train)["images_seen"] == 0
 
 

@@ -85,4 +85,7 @@ def test_whether_images_could_decide_is_told(
         found = json.loads(shown(capsys, path, "--json"))["by_image"]
         assert (found["merge"] is None) == (kind == "plain")
     assert told["plain"].split(maxsplit=2)[2] == "--dynamic merge, --dynamic predictor"
-    assert told["average"].split(maxsplit=2)[2] == "no: its head pools over 16 tokens"
+    assert (
+        told["average"].split(maxsplit=2)[2]
+        == "not merge or predictor: its head pools over 16 tokens"
+    )

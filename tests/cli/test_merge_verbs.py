@@ -67,6 +67,34 @@ def test_slim_export_verify_evaluate(
     assert run(capsys, "evaluate", again, *data)["n"] == 16
 
 
+def test_in_bfloat16_it_is_verified_and_drawn(
+    made: dict[str, Path], photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low, schedule = tmp_path / "slim.bf16.onnx", made["sched.json"]
+    words = ["quantize", made["slim.onnx"], "--precision", "bf16", "--output", low]
+    run(capsys, *words, "--calibration", photographs, "--images", 4)
+    record = run(
+        capsys, "verify", "--dense", made["dense.onnx"], "--slim", low, "--keep-schedule", schedule,
+        "--data-dir", photographs, "--images", 2,
+    )  # fmt: skip
+    assert record["passed"]
+    picture = tmp_path / "kept.png"
+    words = ["draw", schedule, "--slim", low, "--data-dir", photographs, "--output", picture]
+    main([str(word) for word in words])
+    assert picture.stat().st_size > 1000
+
+
+def test_a_probe_cannot_be_compared(
+    made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe, schedule = tmp_path / "probe.onnx", made["sched.json"]
+    words = ["--keep-schedule", schedule, "--prefix-blocks", 2]
+    run(capsys, "export", "--onnx", made["dense.onnx"], *words, "--output", probe)
+    check = ["verify", "--dense", made["dense.onnx"], "--slim", probe, "--keep-schedule", schedule]
+    code, line = failed(capsys, *check, "--images", 2)
+    assert (code, "is a probe, whose tokens are each image's own" in line) == (2, True), line
+
+
 def test_finetune_trains_it(
     made: dict[str, Path], photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

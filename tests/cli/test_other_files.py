@@ -13,10 +13,8 @@ import pytest
 from slimdeploy.cli import main
 from slimdeploy.graph import GraphOptions, dense_graph
 from slimdeploy.schedule import KeepSchedule
+from tests.cli.classifiers import PIXELS, two_classes
 from tests.graph.exports import export, run
-
-HALF = ["0.5", "0.5", "0.5"]
-PIXELS = ["--mean", *HALF, "--std", *HALF]
 
 
 def result(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
@@ -107,6 +105,49 @@ def test_classes_and_single_numbers_beside_the_result_are_not_judged(
     assert result(capsys, "export", "--keep-schedule", sched, "--output", out)["parity"]["passed"]
     low = ["quantize", path, "--precision", "fp16", "--output", tmp_path / "low.onnx"]
     assert 0 < result(capsys, *low)["parity"]["relative"] < 0.02
+
+
+@pytest.mark.parametrize("chosen", [["--dynamic", "merge"], ["--impact", "cover"]])
+def test_a_class_given_out_first_is_not_what_slim_measures(
+    chosen: list[str], photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of the same model that gives out its logits alone; evaluate takes the logits too."""
+    plain, both = onnx.ModelProto(), onnx.ModelProto()
+    plain.CopyFrom(two_classes())
+    name = plain.graph.output[0].name
+    both.CopyFrom(plain)
+    both.graph.node.append(onnx.helper.make_node("ArgMax", [name], ["best"], axis=1, keepdims=0))
+    both.graph.output.insert(0, onnx.helper.make_tensor_value_info("best", 7, ["batch"]))
+    found = {}
+    for kind, model in (("plain", plain), ("both", both)):
+        path, slim = tmp_path / f"{kind}.onnx", tmp_path / f"{kind}.slim.onnx"
+        onnx.save(model, path)
+        words = ["--onnx", path, "--data-dir", photographs, "--mac-reduction", 0.3, "--images", 16]
+        made = result(capsys, "slim", *words, *PIXELS, *chosen, "--output", slim)
+        judged = result(capsys, "evaluate", slim, "--data-dir", photographs)
+        found[kind] = (made["held_out"], made["parity"]["relative"], judged["top1"])
+    assert found["both"] == found["plain"]
+    assert found["plain"][1] > 0
+
+
+def test_a_single_number_has_no_largest(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a regression the agreement of classes is not told, rather than told as perfect."""
+    model = onnx.ModelProto()
+    model.CopyFrom(two_classes())
+    name = model.graph.output[0].name
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "only"))
+    model.graph.node.append(onnx.helper.make_node("Gather", [name, "only"], ["one"], axis=1))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("one", 1, ["batch", 1]))
+    onnx.save(model, tmp_path / "one.onnx")
+    words = ["--onnx", tmp_path / "one.onnx", "--data-dir", photographs, "--images", 16, *PIXELS]
+    words += ["--mac-reduction", 0.3, "--output", tmp_path / "slim.onnx"]
+    made = result(capsys, "slim", *words)
+    assert made["held_out"]["after"]["top1_agreement"] is None
+    main(["slim", *map(str, words)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "of the outputs, of 2 held-out images" in told
 
 
 def test_a_head_that_pools_by_attention_is_no_block_to_build(

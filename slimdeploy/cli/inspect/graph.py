@@ -131,12 +131,12 @@ def _head(anatomy: Anatomy) -> str:
 
 def _by_image_line(refused: Mapping[PerImage, str | None]) -> str:
     """What `--dynamic` could be, and why not."""
-    allowed = [way for way, reason in refused.items() if reason is None]
-    lines = [", ".join(f"--dynamic {way}" for way in allowed)] if allowed else []
-    reasons = {reason for reason in refused.values() if reason is not None}
-    if len(allowed) < len(refused):
-        lines.append(("not by merging: " if allowed else "no: ") + "; ".join(sorted(reasons)))
-    return f"  by image      {'; '.join(lines)}"
+    allowed = [f"--dynamic {way}" for way, reason in refused.items() if reason is None]
+    denied = {way: reason for way, reason in refused.items() if reason is not None}
+    words = [", ".join(allowed)] if allowed else []
+    if denied:  # the last way asks for the least: what stands against it does so for all
+        words.append(f"not {' or '.join(denied)}: {[*denied.values()][-1]}")
+    return f"  by image      {'; '.join(words)}"
 
 
 def _ids(ids: Sequence[int], everything: range) -> str:

@@ -127,9 +127,10 @@ def sentences(made: ForwardSlim, schedule: KeepSchedule, output: Path) -> Render
     before = "before the refit" if made.after else "with the dense weights"
     for name, error in ((before, made.before), ("after the refit", made.after)):
         if error is not None:
+            agreed = error.top1_agreement
+            answers = "" if agreed is None else f", top-1 as dense on {agreed:.1%}"
             lines.append(
                 f"{name}: relative error {error.head_input:.4f} of the head's input, "
-                f"{error.outputs:.4f} of the outputs, top-1 as dense on "
-                f"{error.top1_agreement:.1%} of {error.images} held-out images"
+                f"{error.outputs:.4f} of the outputs{answers}, of {error.images} held-out images"
             )
     return Group(summary_table(schedule), *lines, *made.notes)

@@ -132,6 +132,11 @@ def _blocks_to_compare(check: Check, slim: onnx.ModelProto, depth: int) -> int:
 
     if [value.name for value in slim.graph.output] != ["stream"]:
         return depth
+    if check.plan is not None:
+        raise InputError(
+            f"{check.slim}: is a probe, whose tokens are each image's own: it cannot be compared; "
+            "verify the whole file, and compare a compiler's probe with this one's outputs"
+        )
     blocks = len(find_probes(inlined(slim)))
     check.notes.append(f"a probe of {blocks} of {depth} blocks: what follows was not compared")
     return blocks
