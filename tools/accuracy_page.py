@@ -39,10 +39,13 @@ The ViT-Ti's weights are in the repository, and so is what was added to DINOv2's
 cells' ViT-S ([how to unpack it](../../models/elpv_vit_small/README.md)). Fashion-MNIST's dense
 model was made from DINOv2's ViT-S, stored in half precision, by the commands of
 `tools/train_studies.sh DINOV2` in about 140 minutes on two cores, and is not kept: another training
-gives other figures. Fine-tuning a slim model took the CPU seconds given, all cores together.
-Searches and refits compute in float32, models are judged and fine-tuned in bfloat16, but for
-`elpv_vit_tiny_float32` and `elpv_vit_small_float32`: the same models and photographs, judged and
-fine-tuned in float32 (`--amp-dtype float32`). Three machines made the rows:
+gives other figures. `fashion_mnist_brief` is a lesser one ([its
+weights](../../models/fashion_mnist_vit_small/README.md)) that was trained later, on a slower
+machine, to see there what merging by image does. Fine-tuning a slim model took the CPU seconds
+given, all cores together. Searches and refits compute in float32, models are judged and fine-tuned
+in bfloat16, but for the studies named `..._float32`: those of the solar cells are the same models
+and photographs, judged and fine-tuned in float32 (`--amp-dtype float32`). Three machines made the
+rows:
 
 - an AMD EPYC without bfloat16 or VNNI, with other jobs beside: those judged in float32;
 - an AMD EPYC, with other jobs beside: all others of the solar cells' ViT-S; of the ViT-Ti those by
@@ -72,8 +75,9 @@ model, of 88.00 %), crops from 90 % (the first: 85 %) of the image:
 
 DEFAULTS = f"""## What the default loses
 
-`{DEFAULT}` with counts of the budget alone, judged on all test images of each model. "Four times as
-long" is another fine-tuning from the refit (`--stages finetuned_longer`), in so many CPU seconds.
+`{DEFAULT}` with counts of the budget alone, judged on all test images of each model (those of
+`fashion_mnist_brief` are 2,000). "Four times as long" is another fine-tuning from the refit
+(`--stages finetuned_longer`), in so many CPU seconds.
 
 | model | fewer MACs | images | seeds | {" | ".join(WITH_LONGER.values())} | CPU s |
 |---|---|---|---|---|---|---|---|---|"""

@@ -32,7 +32,7 @@ brief() { train build/fashion_mnist "$@" --amp-dtype float32; }
 brief 0 "$start" build/fm/brief1.safetensors --stages 98:0.25 --lr 3e-4
 brief 1 build/fm/brief1.safetensors build/fm/brief2.safetensors --stages 196/0.6:0.04,196:0.012 \
     --lr 1.5e-4 --batch-size 32 --ema-decay 0.98
-packed=build/fm/added.safetensors
+packed=build/fm/added.safetensors  # as models/fashion_mnist_vit_small
 python -m tools.low_rank pack build/fm/brief2.safetensors --base "$start" --rank 16 --output $packed
 python -m tools.low_rank unpack $packed --base "$start" --output build/fm/brief.safetensors
 
