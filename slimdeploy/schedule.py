@@ -206,10 +206,11 @@ class KeepSchedule(_Strict):
         Raises:
             InputError: one line that names the file and the field.
         """
+        data = read_bytes(path)
         try:
-            return cls.model_validate_json(read_bytes(path))
+            return cls.model_validate_json(data)
         except ValidationError as error:
-            raise InputError(f"{path}: {_problem(error)}") from error
+            raise InputError(f"{path}: {_described(data) or _problem(error)}") from error
 
     def write(self, path: Path) -> None:
         """Write the schedule atomically, one layer's ids to a line."""
@@ -263,6 +264,16 @@ def _lost(model: ModelGeometry, kept: set[int], pool_kept: bool) -> str | None:
             "pool_kept lets it pool over the kept ones, which is another function"
         )
     return None
+
+
+def _described(data: bytes) -> str | None:
+    """What to say of a manifest, which lies beside an artifact as a schedule may."""
+    try:
+        found = json.loads(data)
+        name = found["artifact"]["name"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return f"is the manifest of {name}, not a keep schedule; give that one"
 
 
 def _problem(error: ValidationError) -> str:

@@ -136,3 +136,10 @@ def test_the_published_schema_refuses_a_layer_that_keeps_nothing() -> None:
     jsonschema.validate({"keep": [0]}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"keep": []}, schema)
+
+
+def test_a_manifest_is_told_from_a_schedule(tmp_path: Path) -> None:
+    path = tmp_path / "slim.onnx.json"
+    path.write_text('{"format": 1, "artifact": {"name": "slim.onnx"}}')
+    with pytest.raises(InputError, match=r"is the manifest of slim.onnx, not a keep schedule"):
+        KeepSchedule.read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,7 +139,8 @@ class _Job:
         folder.check_classes(model.num_classes, model.name)
         if trained_on is not None and folder.classes != trained_on.classes:
             raise InputError(f"{folder.root}: has other class folders than {trained_on.root}")
-        note(f"validating on {len(folder)} images, before training and after each epoch")
+        if os.environ.get("RANK", "0") == "0":  # torchrun starts this in every process
+            note(f"validating on {len(folder)} images, before training and after each epoch")
         return folder
 
 
