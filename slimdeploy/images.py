@@ -250,13 +250,14 @@ def _by_class(root: Path) -> dict[str, list[Path]]:
 
 
 def _by_folder(root: Path) -> dict[str, list[Path]]:
-    """The images of each folder that has any, and under no name those of `root` itself."""
-    loose = [file for file in _images_in(root) if file.parent == root]
-    folders = {"": loose, **{name: _images_in(root / name) for name in _subfolders(root)}}
-    found = {name: files for name, files in folders.items() if files}
-    if not found:
+    """The images of each folder, and under no name those of `root` itself."""
+    folders = _subfolders(root)
+    if loose := [file for file in _images_in(root) if file.parent == root]:
+        others = {name: files for name in folders if (files := _images_in(root / name))}
+        return {"": loose, **others}
+    if not folders:
         raise InputError(f"{root}: no images here, nor folders of images")
-    return found
+    return {name: _images_below(root / name) for name in folders}
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -119,7 +119,7 @@ def test_without_labels_one_folder_is_enough(tmp_path: Path) -> None:
 
 
 def test_without_labels_images_beside_folders_count_too(tmp_path: Path) -> None:
-    make_folder(tmp_path, {"more": 2})
+    make_folder(tmp_path, {"more": 2, "none": 0})
     Image.new("L", (10, 12)).save(tmp_path / "loose.png")
     folder = ImageFolder.open(tmp_path, labelled=False)
     assert [file.name for file in folder.files] == ["loose.png", "000.png", "001.png"]

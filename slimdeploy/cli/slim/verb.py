@@ -141,10 +141,10 @@ def _slim_timm(
         raise InputError("--output-checkpoint: --reconstruct none leaves the weights as they are")
     weights = weights or schedule_path.with_suffix(".safetensors")
     check_writable(schedule_path, checkpoint)
-    check_suffix("--output", schedule_path, ".json")
     if request.reconstruct != "none":
         check_writable(weights, checkpoint, schedule_path)
         check_suffix("--output-checkpoint", weights, ".safetensors")
+    check_suffix("--output", schedule_path, ".json")
     scorer, impact, step = dynamic_flags
     if scorer is None:
         way = static(request)
