@@ -298,6 +298,7 @@ def test_accuracy_beside_a_dense_file_of_which_nothing_is_recorded(
     assert "dense.onnx: no manifest beside it records its preprocessing; give --mean" in line
     given = ["--mean", *THREE, "--std", *THREE]
     alone = run(capsys, "evaluate", dense, "--data-dir", images, *given)
+    assert alone.pop("images_seen") is None
     assert run(capsys, *evaluate, *given)["dense"] == alone
     run(capsys, "plan", "--onnx", dense, "--mean", *THREE, "--std", *THREE, "--output", sched)
     run(capsys, "export", "--keep-schedule", sched, "--output", slim)

@@ -22,6 +22,7 @@ from slimdeploy.preprocessing import Preprocessing
 from slimdeploy.schedule import KeepSchedule
 from tests.cli.classifiers import PIXELS, two_classes
 from tests.cli.test_bad_input import fails
+from tests.graph.exports import export
 
 
 @pytest.fixture
@@ -368,10 +369,11 @@ def test_other_classes_are_noticed_before_anything_is_written(
     dense: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "three"
+    onnx.save(export("plain", "dynamo23", True), dense)
     for name in ("a", "b", "c"):
         shutil.copytree(photographs / "test" / "dark", data / name)
     line = fails(capsys, *words(dense, data, "--mac-reduction", 0.3))
-    assert "3 class folders, but dense.onnx has 2 outputs" in line
+    assert "3 class folders, but dense.onnx has 7 outputs" in line
     assert not (tmp_path / "out").exists()
 
 
