@@ -27,7 +27,7 @@ fm 3 build/fm/3.safetensors build/fm/4.safetensors --stages 196:0.25 --lr 1.5e-4
 fm 4 build/fm/4.safetensors build/fm/dense.safetensors --stages 196:0.25 --lr 1.5e-4 \
     --ema-decay 0.98
 
-# A lesser one in 50 CPU minutes, whose weights are in the repository: the model above is not kept.
+# A lesser one in about 40 CPU minutes, whose weights are in the repository: the model above is not kept.
 brief() { train build/fashion_mnist "$@" --amp-dtype float32; }
 brief 0 "$start" build/fm/brief1.safetensors --stages 98:0.25 --lr 3e-4
 brief 1 build/fm/brief1.safetensors build/fm/brief2.safetensors --stages 196/0.6:0.04,196:0.012 \
