@@ -36,7 +36,7 @@ from slimdeploy.measure.image_ids import with_ids
 from slimdeploy.measure.image_pairs import image_pair
 from slimdeploy.measure.image_proof import prove_images
 from slimdeploy.measure.onnx_file import coarsest_weights
-from slimdeploy.measure.parity import TOLERANCES, Parity, worst
+from slimdeploy.measure.parity import TOLERANCES, Parity, worst_parity
 from slimdeploy.positions import most_chosen
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import ModelGeometry
@@ -222,7 +222,7 @@ def _require(
         path = Path(folder) / "slim.onnx"
         save_model(slim, path)
         proof = prove_images(image_pair(dense, slim, path, plan), [images], tolerance, None)
-    parity = worst(proof.outputs[name] for name in judged_outputs(slim))
+    parity = worst_parity(proof.outputs[name] for name in judged_outputs(slim))
     parity.require(f"{source}: slim against the dense graph of its choices; nothing was written")
     return parity
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -23,7 +22,7 @@ from slimdeploy.forward.search import Search, in_order
 from slimdeploy.graph import BlockCount, GraphOptions, SlimGraph, dense_graph, slim_graph
 from slimdeploy.graph.masked import masked_graph
 from slimdeploy.measure.onnx_file import coarsest_weights
-from slimdeploy.measure.parity import TOLERANCES, Parity, compare_outputs, worst
+from slimdeploy.measure.parity import TOLERANCES, Parity, compare_all
 from slimdeploy.run_state import RunState
 from slimdeploy.schedule import Layer, ModelGeometry
 from slimdeploy.slim.choices import DEFAULT_IMPACT, SEARCH_IMAGES
@@ -233,14 +232,13 @@ def _require(
         _answers(model, names, feed)
         for model in (masked_graph(dense, keep, pool_kept=pool_kept), slim)
     )
-    parity = worst(map(partial(compare_outputs, tolerance=tolerance), reference, found))
+    parity = compare_all(reference, found, tolerance)
     parity.require(f"{source}: slim against the masked dense graph; nothing was written")
     return parity
 
 
-def _answers(model: onnx.ModelProto, names: Sequence[str], feed: Feed) -> list[Array]:
-    """What `model` says of all images, [n, ...] as [n, values], for each of these outputs."""
+def _answers(model: onnx.ModelProto, names: Sequence[str], feed: Feed) -> dict[str, Array]:
+    """What `model` says of all images, [n, ...], by these outputs' names."""
     with open_whole(model) as part:
         found = [outputs for _, outputs in feed.run(part)]
-    joined = [np.concatenate([outputs[name] for outputs in found]) for name in names]
-    return [answer.reshape(len(answer), -1) for answer in joined]
+    return {name: np.concatenate([outputs[name] for outputs in found]) for name in names}

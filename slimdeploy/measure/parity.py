@@ -95,13 +95,6 @@ def compare_all(
     return worst_parity(compare_outputs(one, two, tolerance) for one, two in rows)
 
 
-def worst(parities: Iterable[Parity]) -> Parity:
-    """Of several outputs' the first that fails, or the one that is furthest off."""
-    found = list(parities)
-    failed = [parity for parity in found if not parity.passed]
-    return failed[0] if failed else max(found, key=lambda parity: parity.relative)
-
-
 def compare_outputs(
     reference: NDArray[Any], other: NDArray[Any], tolerance: float = DEFAULT_TOLERANCE
 ) -> Parity:

@@ -27,7 +27,7 @@ def images_seen(artifact: Path, folder: ImageFolder) -> tuple[int, Path] | None:
 
     A schedule records its seed, how many images were drawn, and their digest: the draw is repeated,
     and has that digest only of the same files. Copies of them elsewhere are not recognised, nor is
-    a schedule that has moved.
+    a schedule that has moved without what was made from it.
 
     Returns:
         Their number and the schedule's file; None if nothing tells.
